@@ -123,8 +123,8 @@ def _folder(path):
 
 def _stack(images, size, what):
     "PIL images to one uint8 tensor of one size; mixed sizes need `size`."
-    shapes = {(im.mode, *im.size) for im in images}
-    if len(shapes) > 1 and size is None: raise UserError(f"{what} mixes {len(shapes)} image sizes or colour modes; say load(..., size=64)")
+    sizes = {im.size for im in images}
+    if len(sizes) > 1 and size is None: raise UserError(f"{what} mixes {len(sizes)} image sizes; choose one: load(..., size=64)")
     mode = "RGB" if any(im.mode == "RGB" for im in images) else "L"
     if size: images = [im.convert(mode).resize((size, size), Image.Resampling.LANCZOS) for im in images]
     arr = torch.from_numpy(np.stack([np.asarray(im.convert(mode)) for im in images]))
@@ -143,8 +143,9 @@ def load(name: str,           # a key of `SOURCES`, or the path of a folder of i
         if name == "digits": u8, y = _digits(split)
         else:
             table = _table(name, split)
-            images = [im if im.mode in ("L", "RGB") else im.convert("RGB") for im in table[:n][ximg]]
-            u8, y = _stack(images, None, name), torch.tensor(table[:n][ylab])
+            rows = table.select(range(min(n or len(table), len(table))))
+            images = [im if im.mode in ("L", "RGB") else im.convert("RGB") for im in rows[:][ximg]]
+            u8, y = _stack(images, None, name), torch.tensor(rows[:][ylab])
     elif Path(name).is_dir():
         table, classes = _folder(name); table, flips = table.select(range(min(n or len(table), len(table)))), False
         images = [decode(r["bytes"] or Path(r["path"]).read_bytes(), r["path"]) for r in table["image"]]
