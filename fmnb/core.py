@@ -186,17 +186,16 @@ def log(self: Run, record: dict):
     except OSError as e: raise UserError(f"cannot write {self.path/'stats.jsonl'} ({e.strerror}); free space, then run the same command again") from e
 
 @patch
-def stats(self: Run, upto: int | None = None) -> list[dict]:
-    "The records of stats.jsonl; with `upto`, later steps are dropped from the file first, as a resume needs."
-    path = self.path/"stats.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = []
-    for line in lines:
+def stats(self: Run, what: str | None = None, upto: int | None = None) -> list[dict]:
+    "The records of stats.jsonl of kind `what`. With `upto`, records of that kind after step `upto` are first dropped from the file, as a resume needs."
+    path, records = self.path/"stats.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError): records.append(json.loads(line))
+    mine = lambda r: what is None or r.get("what") == what
     if upto is not None:
-        records = [r for r in records if r.get("step", 0) <= upto]
+        records = [r for r in records if not mine(r) or r.get("step", 0) <= upto]
         atomic_write(path, "".join(json.dumps(r) + "\n" for r in records))
-    return records
+    return [r for r in records if mine(r)]
 
 # %% ../nbs/00_core.ipynb #75099929
 def table(rows: list[dict]):

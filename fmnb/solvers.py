@@ -10,6 +10,7 @@ __all__ = ['uniform_grid', 'shifted_grid', 'Solver', 'check_grid', 'Euler', 'Mid
 import itertools
 import torch
 from torch import Tensor
+from fastcore.basics import patch
 from .core import UserError
 from .paths import bcast, shift
 
@@ -47,7 +48,8 @@ def check_grid(ts: Tensor) -> list[float]:
         raise UserError("the times of a grid must only increase (noise to data) or only decrease (data to noise); see uniform_grid(n)")
     return times
 
-def _scalar_time(self: Solver, velocity, cond: dict, x: Tensor):
+@patch
+def counted(self: Solver, velocity, cond: dict, x: Tensor):
     "`f(x, t)` with a scalar time: expands it to (B,), and counts the forwards in `self.nfe`."
     dtype = torch.promote_types(x.dtype, torch.float32)
     def f(x, t):
@@ -58,16 +60,15 @@ def _scalar_time(self: Solver, velocity, cond: dict, x: Tensor):
     return f
 
 # %% ../nbs/21_solvers.ipynb #21e23f40
-def _call(self: Solver, velocity, x: Tensor, ts: Tensor, *, generator=None, callback=None, **cond) -> Tensor:
+@patch
+def __call__(self: Solver, velocity, x: Tensor, ts: Tensor, *, generator=None, callback=None, **cond) -> Tensor:
     times = check_grid(ts); self.nfe = 0; self.start()
-    f = _scalar_time(self, velocity, cond, x)
+    f = self.counted(velocity, cond, x)
     for i, (t, t_next) in enumerate(itertools.pairwise(times)):
         if callback: callback(i, t, x)
         x = self.step(f, x, t, t_next - t, generator)
     if callback: callback(len(times) - 1, times[-1], x)
     return x
-
-Solver.__call__ = _call
 
 # %% ../nbs/21_solvers.ipynb #8e8aa682
 class Euler(Solver):
@@ -126,7 +127,7 @@ class Dopri5(Solver):
     def __call__(self, velocity, x, ts, *, generator=None, callback=None, **cond):
         from torchdiffeq import odeint
         times = check_grid(ts); self.nfe = 0
-        f = _scalar_time(self, velocity, cond, x)
+        f = self.counted(velocity, cond, x)
         stops = ts if callback else ts[[0, -1]]
         states = odeint(lambda t, x: f(x, t), x, stops.to(x), rtol=self.rtol, atol=self.atol, method="dopri5", options=self.options or None)
         for i, t in enumerate(times if callback else []): callback(i, t, states[i])
