@@ -204,12 +204,10 @@ def table(rows: list[dict]):
     df = pd.DataFrame(rows, columns="name value spread n unit note".split())
     return df.style.format(dict(value="{:.4g}", spread="{:.2g}", n="{:.0f}"), na_rep="").hide(axis="index")
 
-def read_results(stage: str, profile: str, root=None) -> dict:
-    "`{row name: row}` of a stage's published or local results.json; empty when there is none."
-    root = Path(root) if root else project_root()
-    for path in (root/"reports"/profile/"results"/f"{stage}.json", stage_dir(stage, profile)/"results.json"):
-        if path.exists(): return {r["name"]: r for r in json.loads(path.read_text())["rows"]}
-    return {}
+def read_results(stage: str, profile: str, local: bool = False) -> dict:
+    "`{row name: row}` of a stage's published results, or with `local` those of its run folder; empty when there are none."
+    path = stage_dir(stage, profile)/"results.json" if local else project_root()/"reports"/profile/"results"/f"{stage}.json"
+    return {r["name"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
 
 # %% ../nbs/00_core.ipynb #32bb3124
 def progress(total: int, desc: str = "", initial: int = 0):

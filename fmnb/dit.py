@@ -7,10 +7,10 @@ __all__ = ['OFF', 'Off', 'TimeEmbedding', 'rope_2d', 'rotate', 'attend', 'Attent
            'save_dit', 'load_dit', 'flops', 'n_params', 'compile_blocks']
 
 # %% ../nbs/30_dit.ipynb #ceb1af73
-import math
+import math, os
 from dataclasses import dataclass, asdict, fields
 from functools import partial
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch, torch._dynamo, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .core import UserError, load_tensors, load_weights, save_tensors, figure_style, show
 
@@ -82,10 +82,13 @@ class Block(nn.Module):
         nn.init.zeros_(self.ada.weight); nn.init.zeros_(self.ada.bias)
     def attention(self, h, shift, scale, rope): return self.attn(self.norm(h) * (1 + scale) + shift, rope)
     def feedforward(self, h, shift, scale): return self.mlp(self.norm(h) * (1 + scale) + shift)
-    def forward(self, h, c, rope, cache=OFF, name="block"):
+    def fused(self, h, c, rope): return self._forward(h, c, rope, OFF, "")
+    def _forward(self, h, c, rope, cache, name):
         s1, k1, g1, s2, k2, g2 = self.ada(c)[:, None].chunk(6, -1)            # each (B, 1, width)
         h = h + g1 * cache.site(f"{name}.attn", lambda: self.attention(h, s1, k1, rope))
         return h + g2 * cache.site(f"{name}.mlp", lambda: self.feedforward(h, s2, k2))
+    def forward(self, h, c, rope, cache=OFF, name="block"):
+        return self.fused(h, c, rope) if cache is OFF else self._forward(h, c, rope, cache, name)
 
 # %% ../nbs/30_dit.ipynb #6dc0eb3b
 @dataclass
@@ -180,8 +183,9 @@ def n_params(model) -> int:
 
 # %% ../nbs/30_dit.ipynb #b5954a7b
 def compile_blocks(model: DiT) -> DiT:
-    "Compile every block in place (inductor; CPU or GPU). Numerics stay those of eager up to rounding. Set FMNB_COMPILE=0 to switch it off."
-    import os
+    "Compile every block's parts in place (inductor; CPU or GPU). Numerics stay those of eager up to rounding. FMNB_COMPILE=0 switches it off."
     if os.environ.get("FMNB_COMPILE", "1") != "0":
-        for block in model.blocks: block.compile()
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in model.blocks:
+            for part in ("fused", "attention", "feedforward"): setattr(block, part, torch.compile(getattr(block, part), dynamic=False))
     return model

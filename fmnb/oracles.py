@@ -124,7 +124,7 @@ def velocity(self: GaussianMixture, x: Tensor, t: Tensor, y: Tensor | None = Non
     return self._mean(logp, (a * da * self.var + s * ds) / var * z, da * self.means)
 
 # %% ../nbs/22_oracles.ipynb #b678de10
-def continuity_residual(oracle, x: Tensor, t: Tensor, h: float = 1e-4) -> tuple[Tensor, Tensor]:
+def continuity_residual(oracle, x: Tensor, t: Tensor, h: float = 2e-5) -> tuple[Tensor, Tensor]:
     "$\\partial_t p + \\nabla\\cdot(p v)$ and $\\partial_t p$ (both (B,)) at points `x` (B, d) and times `t` (B,), by central differences of step `h`."
     p = lambda x, t: oracle.log_prob(x, t).exp()
     dp = (p(x, t + h) - p(x, t - h)) / (2 * h)
@@ -185,6 +185,7 @@ def log_prob(self: UniformBoxes, x: Tensor, t: Tensor | None = None, y: Tensor |
     logp = self._log_weights(len(x), y) - (self.hi - self.lo).log().sum(-1)
     return torch.logsumexp(logp.masked_fill(~inside, -math.inf), -1)
 
+# %% ../nbs/22_oracles.ipynb #4f7c84dc
 def _box_mean(which):
     def mean(self, x, t, y=None):
         parts = self._boxes(x, t, y)
@@ -204,7 +205,7 @@ def velocity(self: UniformBoxes, x: Tensor, t: Tensor, y: Tensor | None = None) 
     s = self.scheduler
     return bcast(s.d_alpha(t), x) * self.posterior_mean(x, t, y) + bcast(s.d_sigma(t), x) * self.noise_mean(x, t, y)
 
-# %% ../nbs/22_oracles.ipynb #25ee5cb6
+# %% ../nbs/22_oracles.ipynb #3a7f0d9d
 def along(curves: list[Tensor], std: float, scheduler: Scheduler = CondOT()) -> GaussianMixture:
     "One class per curve (n, 2): equal isotropic Gaussians of deviation `std` at its points, the classes equally likely."
     means, labels = torch.cat(curves), torch.cat([torch.full((len(c),), i) for i, c in enumerate(curves)])
@@ -224,8 +225,8 @@ def two_moons(n: int = 24, std: float = 0.12) -> GaussianMixture:
     shift = torch.tensor([.5, -.25], dtype=torch.float64)
     return along([1.4 * (arc - shift), 1.4 * (shift - arc)], std)
 
-# %% ../nbs/22_oracles.ipynb #4c2e2667
-def spirals(n: int = 40, std: float = 0.08) -> GaussianMixture:
+# %% ../nbs/22_oracles.ipynb #d93335bf
+def spirals(n: int = 72, std: float = 0.08) -> GaussianMixture:
     "Two arms, two classes of `n` components; points are equally spaced along the arm."
     u = (_line(.04, 1, n)).sqrt()
     arm = _circle(3 * math.pi * u, 2.2 * u)
@@ -233,7 +234,7 @@ def spirals(n: int = 40, std: float = 0.08) -> GaussianMixture:
 
 def rings(std: float = 0.1) -> GaussianMixture:
     "Two concentric circles, two classes."
-    return along([_circle(_line(0, 2 * math.pi, n + 1)[:n], r) for n, r in ((20, .8), (48, 2.0))], std)
+    return along([_circle(_line(0, 2 * math.pi, n + 1)[:n], r) for n, r in ((32, .8), (72, 2.0))], std)
 
 def checkerboard(cells: int = 4, half: float = 2.0) -> UniformBoxes:
     "The checkerboard of Flow Matching's figure 4: uniform on every second of `cells` x `cells` squares of [-half, half]^2, one class a row."
@@ -249,14 +250,14 @@ def toy_data(name: str) -> GaussianMixture:
     if name not in SETS: raise UserError(f"there is no 2-D data set {name!r}; use one of {', '.join(SETS)}")
     return SETS[name]()
 
-# %% ../nbs/22_oracles.ipynb #904c1bd8
+# %% ../nbs/22_oracles.ipynb #580faf2f
 def energy_distance(a: Tensor, b: Tensor) -> float:
     "The unbiased squared energy distance between samples (n, d) and (m, d): 0 in expectation for equal distributions, and then as often negative as positive."
     n, m = len(a), len(b)
     within = lambda u, k: torch.cdist(u, u).sum() / (k * (k - 1))
     return (2 * torch.cdist(a, b).mean() - within(a, n) - within(b, m)).item()
 
-# %% ../nbs/22_oracles.ipynb #20502677
+# %% ../nbs/22_oracles.ipynb #61d44b97
 def density_grid(oracle, t: float, half: float = 3.0, n: int = 120) -> Tensor:
     "The exact density $p_t$ on an n x n grid of [-half, half]^2, rows from low to high second coordinate."
     axis = torch.linspace(-half, half, n, dtype=oracle.means.dtype)

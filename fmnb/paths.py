@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'bcast', 'Scheduler', 'CondOT', 'VP', 'Cosine', 'Polynomial', 'PathSample', 'AffinePath', 'endpoints',
-           'convert', 'shift', 'UniformTime', 'LogitNormalTime', 'ShiftedTime']
+           'convert', 'shift', 'UniformTime', 'LogitNormalTime', 'ShiftedTime', 'independent', 'minibatch_ot']
 
 # %% ../nbs/20_paths.ipynb #3da0b464
 import math
@@ -140,3 +140,15 @@ class ShiftedTime:
     sampler: Callable = UniformTime()
     s: float = 3.0
     def __call__(self, n: int, generator: torch.Generator | None = None) -> Tensor: return shift(self.sampler(n, generator), self.s)
+
+# %% ../nbs/20_paths.ipynb #06cbf87d
+def independent(x0: Tensor, x1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    "The independent coupling: the noise as it came."
+    return x0
+
+def minibatch_ot(x0: Tensor, x1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    "The noise `x0` (B, ...) reordered to the exact minibatch optimal transport to `x1` (B, ...) under squared Euclidean cost; costs O(B^3) at worst on the CPU."
+    from scipy.optimize import linear_sum_assignment
+    if x0.shape != x1.shape: raise UserError(f"noise and data must have one shape, but x0 is {tuple(x0.shape)} and x1 is {tuple(x1.shape)}")
+    cost = -(x1.detach().flatten(1) @ x0.detach().flatten(1).T)            # |x1 - x0|^2 up to terms that no permutation changes
+    return x0[torch.from_numpy(linear_sum_assignment(cost.double().cpu().numpy())[1]).to(x0.device)]

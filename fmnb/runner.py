@@ -30,13 +30,12 @@ class Notebook:
     def code(self): return [c.source for c in self.nb.cells if c.cell_type == "code"]
 
 def read_notebook(path) -> Notebook:
-    "Read a notebook; the defaults of a stage are found by papermill and must be plain literals."
+    "Read a notebook; the cell tagged `parameters` of a stage may hold plain `name = literal` lines only."
     nb = nbformat.read(path, as_version=4)
-    if not any("parameters" in c.metadata.get("tags", []) for c in nb.cells): return Notebook(Path(path), nb)
-    import papermill as pm
-    found = pm.inspect_notebook(str(path)).values()
-    try: return Notebook(Path(path), nb, {p["name"]: ast.literal_eval(p["default"]) for p in found})
-    except (ValueError, SyntaxError) as e: raise UserError(f"{Path(path).name}: the cell tagged parameters may hold plain literals only ({e})") from e
+    cells = [c.source for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    if not cells: return Notebook(Path(path), nb)
+    try: return Notebook(Path(path), nb, {a.targets[0].id: ast.literal_eval(a.value) for a in ast.parse("\n".join(cells)).body})
+    except (ValueError, SyntaxError, AttributeError) as e: raise UserError(f"{Path(path).name}: the cell tagged parameters may hold name = literal only ({e})") from e
 
 def notebooks(root=None) -> list[Notebook]:
     "All numbered notebooks of the project in order."
@@ -165,7 +164,7 @@ class StageFailed(Exception):
 
 def where_it_stopped(nb) -> str:
     "The number and first line of the last cell that was started."
-    ran = [c for c in nb.cells if c.cell_type == "code" and c.execution_count or c.metadata.get("papermill", {}).get("status") in ("running", "failed")]
+    ran = [c for c in nb.cells if c.cell_type == "code" and c.metadata.get("papermill", {}).get("start_time")]
     if not ran: return "before its first cell"
     last, lines = ran[-1], [l for l in ran[-1].source.splitlines() if l.strip() and not l.startswith("#|")]
     number = sum(c.cell_type == "code" for c in nb.cells[:nb.cells.index(last) + 1] if "papermill-error-cell-tag" not in c.metadata.get("tags", []))
@@ -178,17 +177,18 @@ def execute(path, out, parameters: dict, cwd, timeout=None):
     for name in ("papermill", "nbclient", "traitlets"): logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return pm.execute_notebook(str(path), str(out), parameters=parameters, kernel_name="python3", cwd=str(cwd), progress_bar=False,
-                                   execution_timeout=timeout, extra_arguments=["--IPKernelApp.log_level=ERROR"])
+                                   execution_timeout=timeout, extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
     except KeyboardInterrupt: raise
     except OSError as e:
         if not isinstance(e, TimeoutError): raise UserError(f"cannot write {out} ({e.strerror or e}); free space or set FMNB_RUNS to another folder") from e
         error = e
     except Exception as e: error = e
     if getattr(error, "ename", "") == "UserError": raise UserError(error.evalue) from error
-    reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else f"{type(error).__name__}: {error}"
+    first, *_, last = [*str(error).strip().splitlines(), "", *str(getattr(error, "evalue", "")).strip().splitlines()] or [""]
+    reason = f"{error.ename}: {last}" if isinstance(error, PapermillExecutionError) else f"{type(error).__name__}: {first}"
     if type(error).__name__ == "DeadKernelError": reason += " (most often: out of memory)"
     where = where_it_stopped(nbformat.read(out, as_version=4)) if Path(out).exists() else "before its first cell"
-    raise StageFailed(f"{Path(path).stem} failed {where}: {reason.strip().splitlines()[-1]}") from error
+    raise StageFailed(f"{Path(path).stem} failed {where}: {reason}") from error
 
 # %% ../nbs/60_runner.ipynb #b1b1b888
 HEADLINES = {

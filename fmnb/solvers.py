@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['uniform_grid', 'shifted_grid', 'Solver', 'check_grid', 'Euler', 'Midpoint', 'Heun', 'RK4', 'AB2', 'AB3', 'Dopri5',
-           'measured_order', 'Guided']
+           'measured_order', 'Guided', 'divergence', 'log_likelihood']
 
 # %% ../nbs/21_solvers.ipynb #3176cb5d
-import itertools
+import itertools, math
 import torch
 from torch import Tensor
 from fastcore.basics import patch
@@ -155,3 +155,34 @@ class Guided:
             v_c, v_u = self.velocity(torch.cat([x, x]), torch.cat([t, t]), y=torch.cat([y, none]), **twice).chunk(2)
         else: v_c, v_u = self.velocity(x, t, y=y, **cond), self.velocity(x, t, y=none, **cond)
         return v_u + self.w * (v_c - v_u)
+
+# %% ../nbs/21_solvers.ipynb #6a6140b9
+def divergence(velocity, x: Tensor, t: Tensor, probes: Tensor | None = None, **cond) -> tuple[Tensor, Tensor]:
+    "The velocity at `x` (B, ...) and its divergence (B,): exact, or with `probes` (K, B, ...) of random signs the mean of Hutchinson's estimates. Both detached."
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        v = velocity(x, t, **cond)
+        d = x[0].numel() if probes is None else len(probes)
+        div = torch.zeros(len(x), dtype=v.dtype, device=v.device)
+        for k in range(d):
+            if probes is None: e = torch.zeros_like(v).flatten(1).index_fill(1, torch.tensor(k, device=v.device), 1.).view_as(v)
+            else: e = probes[k]
+            g, = torch.autograd.grad((v * e).sum(), x, retain_graph=k < d - 1)
+            div = div + (g * e).flatten(1).sum(1) / (1 if probes is None else d)
+    return v.detach(), div
+
+# %% ../nbs/21_solvers.ipynb #d38372bd
+def log_likelihood(velocity, x1: Tensor, ts: Tensor, solver: Solver | None = None, probes: int = 0, generator=None, **cond) -> tuple[Tensor, Tensor]:
+    """The model's log-density in nats (B,) at data `x1` (B, ...), and the noise x0 it came from.
+
+    `ts` increases from 0 (noise) to 1 (data) and is walked backwards by `solver` (default `RK4`). `probes` = 0 is the exact divergence, K > 0 Hutchinson's with K random-sign
+    probes per sample, fixed along the trajectory (unbiased)."""
+    B, shape = len(x1), x1.shape
+    signs = torch.randint(0, 2, (probes, *shape), generator=generator, device=x1.device).to(x1) * 2 - 1 if probes else None
+    def augmented(z, t):
+        v, div = divergence(velocity, z[:, :-1].reshape(shape), t, signs, **cond)
+        return torch.cat([v.flatten(1), div[:, None]], 1)
+    augmented.forwards = getattr(velocity, "forwards", 1)
+    z = (solver or RK4())(augmented, torch.cat([x1.flatten(1), x1.new_zeros(B, 1)], 1), ts.flip(0))
+    x0 = z[:, :-1]
+    return -.5 * (x0**2 + math.log(2 * math.pi)).sum(1) + z[:, -1], x0.reshape(shape)
