@@ -90,7 +90,7 @@ def upstream(stage: str, profile: str) -> Path:
     "The finished run folder of an earlier stage. The smoke profile makes it when it is absent; others say what to run."
     path = stage_dir(stage, profile)
     if not (path/"results.json").exists() and profile == "smoke":
-        subprocess.run([sys.executable, "-m", "fmnb.runner", "--profile", "smoke", "--only", stage], cwd=project_root(), check=True)
+        subprocess.run([sys.executable, "-m", "fmnb.runner", "--profile", "smoke", "--only", stage, "--wait"], cwd=project_root(), check=True)
     if not (path/"results.json").exists():
         raise UserError(f"this stage needs {stage} of profile {profile} first: fmnb_run --profile {profile} --only {stage}")
     return path

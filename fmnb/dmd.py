@@ -16,7 +16,7 @@ from . import core
 from .core import Run, UserError, autocast, generator, load_tensors, load_weights, upstream
 from .dit import DiT, compile_blocks, flops, load_dit, save_dit
 from .paths import bcast, shift
-from .training import State, fit, guard
+from .training import State, fit, guard, lr_scale
 
 # %% ../nbs/40_dmd.ipynb #17bbb8f4
 def x1_from(velocity, x_t, t, y):
@@ -78,13 +78,14 @@ class DMDConfig:
     updates: int = 100
     batch: int = 64
     n_steps: int = 4
-    alpha: float = 1.5
+    alpha: float = 3.0
     schedule: str = "hybrid"
     critic_ratio: int = 3
-    lr: float = 1e-4
-    critic_lr: float = 2e-4
-    ema: float = 0.95
-    warmup: int = 10          # updates during which the critic learns alone at first
+    lr: float = 2e-4
+    critic_lr: float = 6e-4
+    decay: float = 0.7        # last fraction of the updates in which the student's rate falls to zero
+    ema: float = 0.96
+    warmup: int = 20          # updates during which the critic learns alone at first
     low: float = 0.02
     high: float = 0.98
     clip: float = 1.0
@@ -141,6 +142,7 @@ def student_step(state, teacher, x_t, t, y, cfg, gen, extra_loss=None) -> dict:
     if extra_loss is not None: extra, watch = extra_loss(x, y, state.step); loss = loss + extra
     opt.zero_grad(set_to_none=True); loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), cfg.clip).item(); guard(loss.item(), norm, state.step, t)
+    for g in opt.param_groups: g["lr"] = cfg.lr * lr_scale(state.step, cfg.updates, 0, cfg.decay)
     opt.step()
     cos = torch.nn.functional.cosine_similarity(dm.flatten(1), ca.flatten(1)).mean().item()
     rec = dict(dm=dm.abs().mean().item(), ca=ca.abs().mean().item(), cos=cos, std=x.detach().std().item(), norm=norm)

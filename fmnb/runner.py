@@ -194,11 +194,12 @@ def execute(path, out, parameters: dict, cwd, timeout=None):
 HEADLINES = {
     "11_curation": "near_duplicate_recall near_duplicate_precision quality_fault_recall fd_raw fd_curated",
     "23_toy2d": "theorems_checked theorems_failed loglik_gap_nats",
+    "32_evaluation": "judge_accuracy",
     "33_scaled_dit": "teacher_judge_accuracy teacher_fd floor_fd bits_per_dim train_images_per_s",
     "34_scaling_laws": "exponent_model_size exponent_data heldout_prediction_error",
-    "40_dmd": "decoupled_4nfe_judge_accuracy decoupled_4nfe_fd dmd2_4nfe_fd teacher_4nfe_fd",
+    "40_dmd": "decoupled_4nfe_judge_accuracy decoupled_4nfe_fd dmd2_4nfe_fd teacher_4nfe_fd fd_ratio_to_teacher speedup",
     "41_dmdr": "dmdr_4nfe_judge_accuracy dmdr_4nfe_fd dmdr_4nfe_reward",
-    "50_caching": "best_speedup_at_2pct_fd fewer_steps_speedup_at_2pct_fd attention_only_speedup chain_speedup"}
+    "50_caching": "best_speedup_at_2pct_fd fewer_steps_speedup_at_2pct_fd attention_only_speedup trunk_2_speedup trunk_2_error steps_25_error chain_speedup"}
 
 def headline(stage: str, rows: list[dict]) -> list[dict]:
     "The headline rows among a stage's results, in the order of `HEADLINES`; its first three when it has none."
@@ -336,13 +337,12 @@ def sample_cli(argv=None):
 def draw(g, classes: str, n: int, steps=None, w=None, seed=0):
     "`n` images (n, C, H, W) of generator `g` for comma-separated `classes` in turn; every argument is checked first."
     import torch
-    from fmnb.core import generator
     try: labels = [int(c) for c in classes.split(",") if c.strip()] or list(range(g.num_classes))
     except ValueError: raise UserError(f"--classes wants labels such as 0,1,2, not '{classes}'") from None
     if not all(0 <= c < g.num_classes for c in labels): raise UserError(f"--classes must lie in 0..{g.num_classes - 1}, not {classes}")
     if n < 1 or (steps is not None and steps < 1): raise UserError("--n and --steps must be at least 1")
     y = torch.tensor([labels[i % len(labels)] for i in range(n)])
-    return g.sample(y, g.default_steps if steps is None else steps, g.default_w if w is None else w, generator(seed))
+    return g.sample(y, g.default_steps if steps is None else steps, g.default_w if w is None else w, seed)
 
 def save_grid(x, out):
     "Save images (B, C, H, W) in [-1, 1] as one PNG, near square."

@@ -1,0 +1,80 @@
+"What a notebook cannot hold: a training killed with -9 and started again, and the bad inputs of the training stage, each one sentence and exit code 2."
+import errno, os, random, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from fmnb import core
+from fmnb.core import Run, UserError, load_tensors
+from fmnb.dit import DiT, DiTConfig
+from fmnb.training import State, TrainConfig, enumerate_opts, param_groups
+from test_runner import refused
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = """
+import sys
+from fmnb.core import Run
+from fmnb.data import load
+from fmnb.dit import DiTConfig
+from fmnb.training import TrainConfig, train_dit
+train_dit(Run("33", path=sys.argv[1]), load("digits", "train", size=8, n=64), DiTConfig(size=8, patch=4, width=16, heads=2, depth=1),
+          TrainConfig(steps=120, batch=8), log_every=3, compile=False)
+print("finished")
+"""
+
+def start(folder):
+    env = os.environ | dict(OMP_NUM_THREADS="1")
+    return subprocess.Popen([sys.executable, "-c", TRAIN, str(folder)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+
+def test_kill_9_loses_nothing(tmp_path):
+    whole, killed, rng = tmp_path/"whole", tmp_path/"killed", random.Random(0)
+    assert "finished" in start(whole).communicate(timeout=300)[0]
+    state, kills = killed/"train.state.safetensors", 0
+    while kills < 3:
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        p = start(killed)
+        while p.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before): time.sleep(.01)
+        time.sleep(rng.random() * .2)                                # somewhere in the next steps, writing a checkpoint included
+        p.send_signal(signal.SIGKILL); p.wait(); kills += 1
+    assert "finished" in start(killed).communicate(timeout=300)[0]
+    for name in ("train.state.safetensors", "model.safetensors", "ema.safetensors"):
+        a, b = load_tensors(whole/name)[0], load_tensors(killed/name)[0]
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
+    steps = [r["step"] for r in Run("33", path=killed).stats("train")]
+    assert steps == sorted(set(steps)) and steps[-1] == 120          # no line lost, none twice
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path/"state"
+    core.atomic_write(path, "old")
+    def full(fd): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="no space left on the disk"): core.atomic_write(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["state"]
+
+@pytest.fixture
+def stage(tmp_path):
+    "The real training stage, `fmnb_run --profile smoke --only 33`, with run folders of its own."
+    def run(*args):
+        r = subprocess.run([sys.executable, "-m", "fmnb.runner", "--profile", "smoke", "--only", "33", "--set", "use_curated=false", *args], cwd=ROOT, capture_output=True, text=True,
+                           env=os.environ | dict(FMNB_RUNS=str(tmp_path), FMNB_DATA_DIR=str(tmp_path), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1"))
+        r.out, r.err = r.stdout, r.stderr
+        return r
+    run.folder = tmp_path/"smoke"/"33_scaled_dit"
+    run.folder.mkdir(parents=True)
+    return run
+
+def test_data_that_cannot_be_had(stage): refused(stage("--set", "data=cifar10"), "cifar10/train cannot be had", "FMNB_DATA_DIR")
+
+def test_corrupt_image(stage, tmp_path):
+    (tmp_path/"own"/"a").mkdir(parents=True)
+    for i in range(3): Image.fromarray(np.full((16, 16), 80 * i, np.uint8)).save(tmp_path/"own"/"a"/f"{i}.png")
+    (tmp_path/"own"/"a"/"1.png").write_bytes((tmp_path/"own"/"a"/"1.png").read_bytes()[:45])
+    refused(stage("--set", f"data={tmp_path/'own'}"), "1.png", "not a whole image")
+
+def test_truncated_checkpoint(stage):
+    (stage.folder/"train.state.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{\"half")
+    refused(stage(), "train.state.safetensors", "damaged")
+
+def test_checkpoint_of_another_architecture(stage):
+    model, cfg = DiT(DiTConfig(size=16, width=48, heads=2, depth=1)), TrainConfig(steps=5)
+    State(dict(model=model), dict(enumerate_opts(param_groups(model, cfg))), settings=dict(width=48)).save(stage.folder/"train.state.safetensors")
+    refused(stage(), "was made with", "--force")
