@@ -62,7 +62,7 @@ class Attention(nn.Module):
     def forward(self, h, rope):
         B, N, C = h.shape
         q, k, v = self.qkv(h).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        q, k = rotate(self.q_norm(q.to(self.q_norm.weight.dtype)), *rope), rotate(self.k_norm(k.to(self.k_norm.weight.dtype)), *rope)
         return self.proj(attend(q, k, v.to(q.dtype)).transpose(1, 2).reshape(B, N, C))
 
 class MLP(nn.Module):

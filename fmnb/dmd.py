@@ -88,6 +88,7 @@ class DMDConfig:
     warmup: int = 20          # updates during which the critic learns alone at first
     low: float = 0.02
     high: float = 0.98
+    lr_warmup: int = 5        # student updates in which its rate rises
     clip: float = 1.0
     seed: int = 0
 
@@ -142,7 +143,7 @@ def student_step(state, teacher, x_t, t, y, cfg, gen, extra_loss=None) -> dict:
     if extra_loss is not None: extra, watch = extra_loss(x, y, state.step); loss = loss + extra
     opt.zero_grad(set_to_none=True); loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), cfg.clip).item(); guard(loss.item(), norm, state.step, t)
-    for g in opt.param_groups: g["lr"] = cfg.lr * lr_scale(state.step, cfg.updates, 0, cfg.decay)
+    for g in opt.param_groups: g["lr"] = cfg.lr * lr_scale(state.step - cfg.warmup, cfg.updates - cfg.warmup, cfg.lr_warmup, cfg.decay)
     opt.step()
     cos = torch.nn.functional.cosine_similarity(dm.flatten(1), ca.flatten(1)).mean().item()
     rec = dict(dm=dm.abs().mean().item(), ca=ca.abs().mean().item(), cos=cos, std=x.detach().std().item(), norm=norm)
@@ -163,7 +164,7 @@ def distill_dit(run: Run, teacher: DiT, cfg: DMDConfig, log_every: int = 10, dev
     return load_dit(run/"student.safetensors").to(device), log
 
 @torch.no_grad()
-def sample_student(student: DiT, labels, n_steps: int = 4, seed: int = 0, batch: int = 250):
+def sample_student(student: DiT, labels, n_steps: int = 4, seed: int = 0, batch: int = 50):
     "Images (N, C, H, W) for labels (N,) in `n_steps` forwards each, from the noise of `seed`."
     c, gen = student.cfg, generator(seed, 31337)
     x0, times = torch.randn(len(labels), c.channels, c.size, c.size, generator=gen), student_times(n_steps)

@@ -103,7 +103,7 @@ def features(net: Classifier, x, batch: int = 500):
 
 # %% ../nbs/32_evaluation.ipynb #e6000f7d
 @torch.no_grad()
-def sample(velocity, labels, shape, steps: int = 50, w: float = 1.0, null: int = 10, seed: int = 0, solver=None, batch: int = 250, ts=None, progress_bar=False):
+def sample(velocity, labels, shape, steps: int = 50, w: float = 1.0, null: int = 10, seed: int = 0, solver=None, batch: int = 50, ts=None):
     "Images (N, *shape) for labels (N,), by `solver` (Euler) in `steps` steps with guidance `w`; returns them and the NFE of one sample."
     solver, v = solver or Euler(), Guided(velocity, w, null)
     x0 = torch.randn(len(labels), *shape, generator=generator(seed, 31337))

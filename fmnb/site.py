@@ -116,7 +116,7 @@ def results_table(profile="digits", root=None) -> str:
     rows = headlines(profile, root)
     if not rows: return f"*No results of profile `{profile}` yet: `make report` measures them.*"
     lines = ["| stage | what | value | how |", "|---|---|---|---|"]
-    lines += [f"| {r['stage']} | `{r['name']}` | {show_number(r).replace(' ', chr(160))} | {(r.get('note') or '').replace('|', '/')} |" for r in rows]
+    lines += [f"| {r['stage']} | {r['name'].replace('_', ' ')} | {show_number(r).replace(' ', chr(160))} | {(r.get('note') or '').replace('|', '/')} |" for r in rows]
     return "\n".join(lines) + "\n\n" + measured(profile, root=root)
 
 # %% ../nbs/61_site.ipynb #20081a3b

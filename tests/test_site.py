@@ -33,7 +33,7 @@ def test_page_is_readable(site):
 
 def test_front_page_has_the_results(site):
     text = (site/"index.html").read_text()
-    assert "<code>double</code>" in text and "results_table(" not in text and 'href="reports/digits/30_page.html"' in text.replace("./", "")
+    assert ">double</td>" in text and "results_table(" not in text and 'href="reports/digits/30_page.html"' in text.replace("./", "")
 
 def test_quarto_gets_the_same_notebooks(reported, tmp_path):
     "Quarto on PATH is called in the project, with the executed index in place; its filter is `prepare`."
