@@ -49,7 +49,7 @@ def test_quarto_gets_the_same_notebooks(reported, tmp_path):
 def test_readme_check(reported, site):
     assert reported.run("--readme", "check", module="site").returncode == 0
     text = (reported.root/"README.md").read_text()
-    assert "`double`" in text and "import" not in text
+    assert "| double |" in text and "import" not in text
     (reported.root/"README.md").write_text(text + "typed by hand\n")
     r = reported.run("--readme", "check", module="site")
     assert r.returncode == 1 and "run fmnb_site --readme write" in r.err
