@@ -168,11 +168,13 @@ def sample_student(student: DiT, labels, n_steps: int = 4, seed: int = 0, batch:
     "Images (N, C, H, W) for labels (N,) in `n_steps` forwards each, from the noise of `seed`."
     c, gen = student.cfg, generator(seed, 31337)
     x0, times = torch.randn(len(labels), c.channels, c.size, c.size, generator=gen), student_times(n_steps)
+    device = student.head.weight.device
     def chain(x, y):
+        x, y = x.to(device), y.to(device)
         for i, t in enumerate(times):
-            t = t.expand(len(y))
+            t = t.to(device).expand(len(y))
             x1 = x1_from(student, renoise(x1, t, gen) if i else x, t, y)
-        return x1
+        return x1.cpu()
     return torch.cat([chain(x, y) for x, y in zip(x0.split(batch), labels.split(batch))])
 
 # %% ../nbs/40_dmd.ipynb #479ac126
@@ -199,6 +201,6 @@ def load_generator(profile: str, model: str = "teacher") -> Generator:
     if model not in where: raise UserError(f"no model '{model}': choose one of {', '.join(where)}")
     stage, file = where[model]
     folder = core.stage_dir(stage, profile)
-    net = load_dit(folder/f"{file}.safetensors")
+    net = load_dit(folder/f"{file}.safetensors").to(core.device())
     cfg = json.loads((folder/"config.json").read_text())
     return Generator(net, cfg.get("sample_steps", cfg.get("n_steps", 4)), cfg.get("w", 1.0), model != "teacher")

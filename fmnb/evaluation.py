@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, asdict
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
-from .core import Run, UserError, generator, load_tensors, load_weights, parameters, progress, save_tensors, seed_everything, upstream
+from .core import Run, UserError, device, generator, load_tensors, load_weights, parameters, progress, save_tensors, seed_everything, upstream
 from .data import ImageSet, batch_indices, load
 from .solvers import Euler, Guided, uniform_grid
 
@@ -110,7 +110,7 @@ def sample(velocity, labels, shape, steps: int = 50, w: float = 1.0, null: int =
     ts = uniform_grid(steps) if ts is None else ts
     bar, out = progress(len(labels), "sampling"), []
     for x, y in zip(x0.split(batch), labels.split(batch)):
-        out.append(solver(v, x, ts, y=y)); bar.update(len(y))
+        out.append(solver(v, x.to(device()), ts, y=y.to(device())).cpu()); bar.update(len(y))
     bar.close()
     return torch.cat(out), solver.nfe
 
