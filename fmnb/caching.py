@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['Rule', 'Session']
 
-# %% ../nbs/50_caching.ipynb #601c966a
+# %% ../nbs/50_caching.ipynb #df28da9c
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-import torch
 from .core import UserError
 from fastcore.basics import patch
-from .dit import OFF, DiTConfig, flops as forward_flops
+from .dit import DiTConfig, flops as forward_flops
 
-# %% ../nbs/50_caching.ipynb #be959eb0
+# %% ../nbs/50_caching.ipynb #a39db487
 @dataclass(frozen=True)
 class Rule:
     "Reuse at every site whose name matches the glob `sites` (\"*.attn\", \"*.mlp\", \"block*\", \"trunk\"), computing at every `interval`-th step."
@@ -39,7 +38,7 @@ class Session:
 
     def site(self, name, fn, x=None):
         "The output of `fn()`, computed or stored."
-        if self.i < 0: raise UserError("the cache session has not begun: give the solver callback=session.step")
+        if not 0 <= self.i < self.n_steps: raise UserError("the cache session has not begun or is over: give the solver callback=session.step, and make a new Session for another run")
         if self.last.get(name) == self.i: raise UserError(f"site {name} was called twice in step {self.i}: branches or Heun's two calls would mix; use joint guidance and a one-call solver")
         self.last[name], self.calls[name] = self.i, self.calls.get(name, 0) + 1
         rule = next((r for r in self.rules if fnmatchcase(name, r.sites)), None)

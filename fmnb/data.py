@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'ImageSet', 'to_float', 'to_uint8', 'epoch_order', 'batch_indices', 'decode', 'load', 'image_grid',
            'plot_grid']
 
-# %% ../nbs/10_data.ipynb #1c807dcf
+# %% ../nbs/10_data.ipynb #9cafe409
 import hashlib, io, os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,7 +15,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from fastcore.basics import patch
-from .core import UserError, figure_style, show
+from .core import UserError
 
 # %% ../nbs/10_data.ipynb #f13d3db6
 @dataclass

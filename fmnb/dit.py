@@ -6,13 +6,12 @@
 __all__ = ['OFF', 'Off', 'TimeEmbedding', 'rope_2d', 'rotate', 'attend', 'Attention', 'MLP', 'Block', 'DiTConfig', 'DiT',
            'save_dit', 'load_dit', 'flops', 'n_params', 'compile_blocks']
 
-# %% ../nbs/30_dit.ipynb #ceb1af73
+# %% ../nbs/30_dit.ipynb #5c37dcb4
 import math, os
 from dataclasses import dataclass, asdict, fields
-from functools import partial
 import torch, torch._dynamo, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from .core import UserError, load_tensors, load_weights, save_tensors, figure_style, show
+from .core import UserError, load_tensors, load_weights, save_tensors
 
 # %% ../nbs/30_dit.ipynb #31376c3c
 class Off:
@@ -22,7 +21,7 @@ class Off:
 
 OFF = Off()
 
-# %% ../nbs/30_dit.ipynb #e3206a08
+# %% ../nbs/30_dit.ipynb #3c21ba6f
 class TimeEmbedding(nn.Module):
     "t (B,) in [0, 1] to (B, width): sinusoids of 1000 t, then a two-layer MLP (DiT)."
     def __init__(self, width, n_freq=128):
@@ -34,7 +33,7 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([a.cos(), a.sin()], -1).to(self.mlp[0].weight.dtype))
 
 def rope_2d(side: int, head_dim: int, theta: float = 100.0):
-    "cos and sin (N, head_dim) of axial rotary positions on a side x side grid: the first half of a head turns with rows, the second with columns."
+    "cos and sin (N, head_dim) of axial rotary positions on a side x side grid: of the head_dim / 2 planes the first half turns with the row, the second with the column."
     if head_dim % 4: raise UserError(f"2D rotary positions need a head dimension that 4 divides, not {head_dim}; change width or heads")
     freqs = theta ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
     angle = torch.arange(side)[:, None] * freqs                              # (side, head_dim / 4)
@@ -127,7 +126,7 @@ class DiT(nn.Module):
         nn.init.normal_(self.label.weight, std=0.02)
         for i, r in enumerate(rope_2d(cfg.size // p, w // cfg.heads)): self.register_buffer(f"rope{i}", r, persistent=False)
 
-# %% ../nbs/30_dit.ipynb #60f5655b
+# %% ../nbs/30_dit.ipynb #00c766b1
 @patch
 def unpatchify(self: DiT, tokens):
     "Tokens (B, N, p*p*C) to an image (B, C, H, W)."
@@ -145,7 +144,7 @@ def network(self: DiT, x, t, y, cache=OFF):
     "What the head predicts, (B, C, H, W): x1 or v."
     if x.shape[1:] != (self.cfg.channels, self.cfg.size, self.cfg.size) or t.shape != (len(x),) or y.shape != (len(x),):
         raise UserError(f"the model takes x (B, {self.cfg.channels}, {self.cfg.size}, {self.cfg.size}), t (B,), y (B,); got {tuple(x.shape)}, {tuple(t.shape)}, {tuple(y.shape)}")
-    h, c = self.embed(x).flatten(2).mT, F.silu(self.time(t) + self.label(y))
+    h, c = self.embed(x).flatten(2).mT.to(x.dtype), F.silu(self.time(t) + self.label(y))     # the residual stream keeps the precision of x under autocast
     h = cache.site("trunk", lambda: self.trunk(h, c, cache), h)
     shift, scale = self.ada(c)[:, None].chunk(2, -1)
     return self.unpatchify(self.head(self.norm(h) * (1 + scale) + shift))
@@ -181,11 +180,11 @@ def n_params(model) -> int:
     "Number of parameters."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/30_dit.ipynb #b5954a7b
+# %% ../nbs/30_dit.ipynb #ba1c1e4a
 def compile_blocks(model: DiT) -> DiT:
     "Compile every block's parts in place (inductor; CPU or GPU). Numerics stay those of eager up to rounding. FMNB_COMPILE=0 switches it off."
     if os.environ.get("FMNB_COMPILE", "1") != "0":
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in model.blocks:
-            for part in ("fused", "attention", "feedforward"): setattr(block, part, torch.compile(getattr(block, part), dynamic=False))
+            for part in ("fused", "attention", "feedforward"): setattr(block, part, torch.compile(getattr(Block, part).__get__(block), dynamic=False))
     return model

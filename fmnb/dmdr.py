@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['class_log_prob', 'refl', 'warm_state']
 
-# %% ../nbs/41_dmdr.ipynb #0b426787
-import copy
+# %% ../nbs/41_dmdr.ipynb #c5598f9d
 import torch
-from .core import UserError, Run, load_tensors
-from .dit import DiT, load_dit, load_weights
-from .dmd import DMDConfig, distill_dit, distill_state
+from .core import UserError, digest, load_tensors, load_weights
+from .dit import DiT
+from .dmd import DMDConfig, distill_state
 
-# %% ../nbs/41_dmdr.ipynb #a0ff88ef
+# %% ../nbs/41_dmdr.ipynb #48aba6d1
 def class_log_prob(classifier):
-    "The reward log p(y | x) of a classifier, (B,); differentiable in x."
-    return lambda x, y: torch.log_softmax(classifier(x), -1).gather(1, y[:, None])[:, 0]
+    "The reward log p(y | x) of a classifier, (B,); differentiable in x, which is clamped to [-1, 1] as it would be on a screen."
+    return lambda x, y: torch.log_softmax(classifier(x.clamp(-1, 1)), -1).gather(1, y[:, None])[:, 0]
 
 def refl(reward, lam: float):
     "ReFL as an extra loss of `distill`: -lam * mean reward, its gradient through the reward into the student (Xu et al. 2023; DMDR eq. 3)."
@@ -27,10 +26,12 @@ def refl(reward, lam: float):
         return -lam * r.mean(), dict(reward=r.mean().item())
     return loss
 
-# %% ../nbs/41_dmdr.ipynb #6bb1f826
-def warm_state(teacher: DiT, cfg: DMDConfig, folder):
-    "The state of a distillation that goes on from the student and the critic in `folder` (40_dmd's run)."
+# %% ../nbs/41_dmdr.ipynb #fb5bea8c
+def warm_state(teacher: DiT, cfg: DMDConfig, folder, **settings):
+    "The state of a distillation that goes on from the student and the critic in `folder` (40_dmd's run); `settings` are remembered with it."
     state = distill_state(teacher, cfg)
-    for name in ("student", "critic"): load_weights(state.modules[name], load_tensors(folder/f"{name}.safetensors")[0], folder/name)
+    cold = {name: load_tensors(folder/f"{name}.safetensors")[0] for name in ("student", "critic")}
+    for name in ("student", "critic"): load_weights(state.modules[name], cold[name], folder/name)
+    state.settings |= {name: digest(tensors) for name, tensors in cold.items()} | settings
     state.ema["student"] = {k: v.clone() for k, v in state.modules["student"].state_dict().items()}
     return state

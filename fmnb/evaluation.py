@@ -6,12 +6,11 @@
 __all__ = ['gaussian_frechet', 'frechet', 'precision_recall', 'kernel_distance', 'Classifier', 'augment', 'train_classifier',
            'load_classifier', 'features', 'sample', 'balanced_labels', 'Scores', 'Judge', 'load_judge']
 
-# %% ../nbs/32_evaluation.ipynb #a777d60c
-import time
-from dataclasses import dataclass, asdict
+# %% ../nbs/32_evaluation.ipynb #49565b64
+from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
-from .core import Run, UserError, device, generator, load_tensors, load_weights, parameters, progress, save_tensors, seed_everything, upstream
+import torch, torch.nn as nn, torch.nn.functional as F
+from .core import UserError, device, generator, load_tensors, load_weights, progress, save_tensors, seed_everything, upstream
 from .data import ImageSet, batch_indices, load
 from .solvers import Euler, Guided, uniform_grid
 

@@ -8,10 +8,9 @@ __all__ = ['HEADLINES', 'Notebook', 'read_notebook', 'notebooks', 'closest', 'fi
            'execute', 'headline', 'headlines', 'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run',
            'run_cli', 'sample_cli', 'draw', 'save_grid']
 
-# %% ../nbs/60_runner.ipynb #325cd210
+# %% ../nbs/60_runner.ipynb #347a780f
 import argparse, ast, contextlib, difflib, fcntl, hashlib, importlib.util, json, logging, os, re, shutil, sys, threading, time
-from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from dataclasses import dataclass
 from pathlib import Path
 import nbformat, yaml
 from .core import UserError, atomic_write, command, project_root, runs_root
@@ -103,7 +102,7 @@ def apply_sets(sets: list[str], selected: list[Notebook], stages: dict) -> dict:
             stages.setdefault(s, {})[key] = fit(s, key, value, chosen[s])
     return stages
 
-# %% ../nbs/60_runner.ipynb #e62e2c74
+# %% ../nbs/60_runner.ipynb #a7f8f0cf
 def code_hash(source: str) -> str:
     "A hash of what Python makes of `source`: comments, layout and docstrings do not count (text with notebook magics is taken as it is)."
     try:
@@ -119,12 +118,15 @@ def modules_of(sources: list[str], package="fmnb") -> dict[str, str]:
     "`{module: source}` of every module of `package` that `sources` import, directly or through one another."
     folder, found, todo = Path(importlib.util.find_spec(package).origin).parent, {}, list(sources)
     while todo:
-        for name in re.findall(rf"(?:from|import)\s+{package}\.(\w+)", todo.pop()):
+        source = todo.pop()
+        names = re.findall(rf"(?:from|import)\s+(?:{package})?\.(\w+)", source)                                  # from fmnb.x import, from .x import
+        for listed in re.findall(rf"from\s+(?:{package}|\.)\s+import\s+([\w, ]+)", source): names += re.split(r"\s*,\s*", listed.strip())
+        for name in names:
             if name not in found and (path := folder/f"{name}.py").exists():
                 found[name] = path.read_text(); todo.append(found[name])
     return found
 
-# %% ../nbs/60_runner.ipynb #8a656cfb
+# %% ../nbs/60_runner.ipynb #ab47da5c
 def read_json(path) -> dict:
     "A JSON file, or an empty dict when it is absent or not whole."
     try: return json.loads(Path(path).read_text())
@@ -132,8 +134,9 @@ def read_json(path) -> dict:
 
 def fingerprint(n: Notebook, parameters: dict, folder: Path) -> str:
     "A hash of everything that notebook `n` depends on; `folder` is `runs/<profile>`, where the stages before it have left theirs."
-    code = [code_hash(s) for s in n.code] + sorted(k + code_hash(s) for k, s in modules_of(n.code).items())
-    inputs = sorted(set(re.findall(r"""upstream\(\s*["'](\w+)""", "\n".join(n.code))))
+    modules = modules_of(n.code)
+    code = [code_hash(s) for s in n.code] + sorted(k + code_hash(s) for k, s in modules.items())
+    inputs = sorted(set(re.findall(r"""upstream\(\s*["'](\w+)""", "\n".join([*n.code, *modules.values()]))))
     before = {s: read_json(folder/s/"done.json").get("fingerprint") for s in inputs if s < n.name}
     return hashlib.sha256(json.dumps([code, parameters, before], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@
 __all__ = ['mathml', 'defined', 'folded', 'readable_output', 'readable_text', 'prepare', 'built_index', 'readme', 'results_table',
            'measured', 'navigation', 'lay_out', 'link_pages', 'render', 'finish', 'problems', 'site_cli']
 
-# %% ../nbs/61_site.ipynb #a25f0b27
+# %% ../nbs/61_site.ipynb #41ac1594
 import argparse, ast, contextlib, html, json, os, re, shutil, subprocess, sys, tempfile
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import math_core, nbformat, yaml
 from nbconvert import MarkdownExporter
 from .core import UserError, atomic_write, command, project_root
-from .runner import cleaned, execute, headline_text, headlines, read_json, show_number
+from .runner import cleaned, execute, headlines, read_json, show_number
 
 # %% ../nbs/61_site.ipynb #d7364a57
 _MATH = re.compile(r"(?P<code>```.*?```|``.+?``|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?=[^\s$])(?P<inline>(?:\\.|[^$\\\n]|\n(?!\n))+?)(?<=\S)\$(?![\d$])", re.S)
@@ -131,7 +131,7 @@ def measured(profile: str, stage: str = "", root=None) -> str:
     return (f"Profile `{profile}`, seed {each('seed')}, {sum(p['wall_s'] for p in made):.0f} s in all on {each('cpu')} ({each('device')}, {each('dtype')}, "
             f"torch {each('torch')}){', commit ' + commits if commits else ''}.")
 
-# %% ../nbs/61_site.ipynb #9bb93514
+# %% ../nbs/61_site.ipynb #58e1d2e6
 def navigation(contents, folder: Path):
     "Sidebar contents of `_quarto.yml` without entries and sections that have no page in `folder`."
     out = []
@@ -153,7 +153,8 @@ def lay_out(root: Path, build: Path, index):
     cfg = yaml.safe_load((root/"_quarto.yml").read_text())
     cfg["website"]["sidebar"]["contents"] = navigation(cfg["website"]["sidebar"]["contents"], build)
     (build/"_quarto.yml").write_text(yaml.safe_dump({k: v for k, v in cfg.items() if k not in ("execute", "ipynb-filters")}, sort_keys=False))
-    (build/"nbs").mkdir(exist_ok=True); shutil.copy(root/"nbs"/"site.css", build/"nbs")
+    (build/"nbs").mkdir(exist_ok=True)
+    for name in ("site.css", "favicon.svg"): shutil.copy(root/"nbs"/name, build/"nbs")
 
 # %% ../nbs/61_site.ipynb #2442923a
 def link_pages(index, root: Path, profile="digits"):
@@ -236,7 +237,7 @@ def problems(site) -> list[str]:
         found += [f"{css.name} loads {m}" for m in re.findall(r"""(?:@import|url\()\s*["']?(https?://[^"')\s]+)""", css.read_text(encoding="utf-8", errors="replace"))]
     return sorted(set(found))
 
-# %% ../nbs/61_site.ipynb #021cc01c
+# %% ../nbs/61_site.ipynb #40af5107
 @command
 def site_cli(argv=None):
     "Render the executed notebooks of reports/ to the website _site/, offline, and refresh README.md."
@@ -252,7 +253,7 @@ def site_cli(argv=None):
         return 0
     site = render(root, a.engine)
     print(*problems(site), sep="\n", file=sys.stderr)
-    print(f"{headline_text('digits', root)}\n\nthe site: {site/'index.html'} ({sum(1 for _ in site.rglob('*.html'))} pages)")
+    print(f"the site: {site/'index.html'} ({sum(1 for _ in site.rglob('*.html'))} pages)")
 
 # %% ../nbs/61_site.ipynb #ae709c84
 if __name__ == "__main__" and globals().get("__spec__"): site_cli()      # python -m fmnb.site, but not this cell in a notebook

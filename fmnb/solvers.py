@@ -6,13 +6,13 @@
 __all__ = ['uniform_grid', 'shifted_grid', 'Solver', 'check_grid', 'Euler', 'Midpoint', 'Heun', 'RK4', 'AB2', 'AB3', 'Dopri5',
            'measured_order', 'Guided', 'divergence', 'log_likelihood']
 
-# %% ../nbs/21_solvers.ipynb #3176cb5d
+# %% ../nbs/21_solvers.ipynb #ebbd13bd
 import itertools, math
 import torch
 from torch import Tensor
 from fastcore.basics import patch
 from .core import UserError
-from .paths import bcast, shift
+from .paths import shift
 
 # %% ../nbs/21_solvers.ipynb #66e92e55
 def uniform_grid(n: int, start: float = 0.0, end: float = 1.0, dtype=torch.float32) -> Tensor:

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['VelocityMLP', 'train_cfm', 'field_error', 'loglik_gap', 'theorem', 'gradients_agree', 'identities', 'flow_theorems']
 
-# %% ../nbs/23_toy2d.ipynb #651a439e
+# %% ../nbs/23_toy2d.ipynb #9d24b983
 import math
 from typing import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from .core import UserError, generator
 from .oracles import GaussianMixture, continuity_residual, energy_distance
-from .paths import KINDS, AffinePath, CondOT, Cosine, Polynomial, Scheduler, UniformTime, VP, bcast, convert, independent, minibatch_ot
-from .solvers import Euler, RK4, log_likelihood, measured_order, uniform_grid
+from .paths import KINDS, AffinePath, CondOT, Cosine, Polynomial, UniformTime, VP, bcast, convert, independent, minibatch_ot
+from .solvers import Euler, RK4, log_likelihood, uniform_grid
 
 # %% ../nbs/23_toy2d.ipynb #43b4547e
 class VelocityMLP(nn.Module):

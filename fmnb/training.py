@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'lr_scale', 'fm_loss', 't_bins', 'NonFinite', 'guard',
-           'train', 'fit', 'train_dit', 'enumerate_opts']
+           'train', 'means', 'fit', 'train_dit', 'train_state']
 
-# %% ../nbs/31_training.ipynb #7ad6ae1e
-import math, time
+# %% ../nbs/31_training.ipynb #e6da076b
+import json, math, time
 from dataclasses import dataclass, asdict
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from . import core
-from .core import UserError, Run, autocast, generator, load_tensors, load_weights, progress, save_tensors, upstream
-from .data import ImageSet, batch_indices, load
-from .dit import DiT, DiTConfig, compile_blocks, flops, load_dit, n_params, save_dit
-from .paths import AffinePath, LogitNormalTime, UniformTime, bcast
+from .core import UserError, Run, autocast, digest, generator, load_tensors, load_weights, progress, save_tensors
+from .data import ImageSet, batch_indices
+from .dit import DiT, DiTConfig, compile_blocks, flops, load_dit, save_dit
+from .paths import AffinePath, LogitNormalTime, UniformTime
 
 # %% ../nbs/31_training.ipynb #ed76866c
 @torch.no_grad()
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonalise(torch.stack(torch._foreach_lerp(grads, bufs, group["momentum"])))
                 torch._foreach_add_(ps, list(update.unbind(0)), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
 
-# %% ../nbs/31_training.ipynb #4fb67b59
+# %% ../nbs/31_training.ipynb #f94b7ce4
 @dataclass
 class TrainConfig:
     "Settings of a training; the defaults are those of the digits profile."
@@ -63,16 +63,20 @@ class TrainConfig:
     t_clamp: float = 0.05         # the loss weight is flat for 1 - t below this
     seed: int = 0
 
+    def __post_init__(self):
+        if self.time not in ("uniform", "logit_normal"): raise UserError(f"time is '{self.time}' but must be 'uniform' or 'logit_normal'")
+        if self.optimizer not in ("muon", "adamw"): raise UserError(f"optimizer is '{self.optimizer}' but must be 'muon' or 'adamw'")
+        if self.steps < 1 or self.batch < 1: raise UserError(f"steps is {self.steps} and batch {self.batch}, but both must be at least 1")
+
 def param_groups(model, cfg) -> list:
     "One optimizer a kind of parameter: matrices inside the blocks (not the modulation) for Muon, everything else for AdamW."
     matrices = {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2 and ".ada." not in n}
     if cfg.optimizer == "adamw": matrices = set()
-    elif cfg.optimizer != "muon": raise UserError(f"optimizer is '{cfg.optimizer}' but must be 'muon' or 'adamw'")
     rest = [p for n, p in model.named_parameters() if n not in matrices]
     opts = [torch.optim.AdamW(rest, lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)]
     return opts + ([Muon([p for n, p in model.named_parameters() if n in matrices], lr=cfg.muon_lr)] if matrices else [])
 
-# %% ../nbs/31_training.ipynb #f7c17849
+# %% ../nbs/31_training.ipynb #3c0b1d5f
 class State:
     "What a training is at a step: named modules (live weights), their EMAs, optimizers, and the step. One file holds it all."
     def __init__(self, modules: dict, optimizers: dict, ema: dict | None = None, settings: dict | None = None):
@@ -89,12 +93,18 @@ class State:
             own, live = self.ema[k], self.modules[k].state_dict()
             torch._foreach_lerp_([own[n] for n in own], [live[n] for n in own], 1 - d)
 
+    def to(self, device) -> "State":
+        "Move weights and averages to `device`; call it before the first step or `resume`."
+        for m in self.modules.values(): m.to(device)
+        self.ema = {k: {n: v.to(device) for n, v in e.items()} for k, e in self.ema.items()}
+        return self
+
     def scale_lr(self, s: float):
         "Set every learning rate to `s` times its base value."
         for k, o in self.optimizers.items():
             for g, lr in zip(o.param_groups, self.base_lrs[k]): g["lr"] = lr * s
 
-# %% ../nbs/31_training.ipynb #2c497b50
+# %% ../nbs/31_training.ipynb #41469110
 @patch
 def tensors(self: State) -> dict:
     "Everything that resuming needs, as one flat dict of tensors."
@@ -112,13 +122,14 @@ def resume(self: State, path) -> "State":
     "Take up the state in `path` if there is one; other settings or another architecture are a `UserError` that names the first difference."
     if not Path(path).exists(): return self
     tensors, meta = load_tensors(path)
-    if diff := [k for k in self.settings | meta["settings"] if self.settings.get(k) != meta["settings"].get(k)]:
-        k = diff[0]
-        raise UserError(f"the checkpoint {path} was made with {k}={meta['settings'].get(k)}, now it is {self.settings.get(k)}; "
+    if "step" not in meta: raise UserError(f"{path} is no state of a training; delete it and run the same command again")
+    before, now = meta.get("settings", {}), json.loads(json.dumps(self.settings))
+    if diff := [k for k in now | before if now.get(k) != before.get(k)]:
+        raise UserError(f"the checkpoint {path} was made with {diff[0]}={before.get(diff[0])}, now it is {now.get(diff[0])}; "
                         "go back to that setting to resume, or start anew with --force")
     part = lambda prefix: {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     for k, m in self.modules.items(): load_weights(m, part(f"model.{k}."), path)
-    for k in self.ema: self.ema[k] = part(f"ema.{k}.")
+    for k, own in self.ema.items(): self.ema[k] = {n: v.to(own[n].device) for n, v in part(f"ema.{k}.").items()}
     for k, opt in self.optimizers.items(): _load_optimizer(opt, part(f"opt.{k}."))
     self.step = meta["step"]
     return self
@@ -178,39 +189,47 @@ def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("c
         state.step += 1; state.update_ema()
         yield dict(step=state.step, loss=loss.mean().item(), grad_norm=norm, lr=scale, bins=t_bins(loss.detach(), t))
 
-# %% ../nbs/31_training.ipynb #cf8ce904
+# %% ../nbs/31_training.ipynb #052c940b
+def means(records: list) -> dict:
+    "The mean of every float among `records`, and of every list of them place by place; what is None or absent does not count."
+    mean = lambda vs: round(sum(vs) / len(vs), 6) if (vs := [v for v in vs if v is not None]) else None
+    names = {k: type(v) for r in records for k, v in r.items() if isinstance(v, (float, list))}
+    column = lambda k: [r[k] for r in records if k in r]
+    return {k: [mean(c) for c in zip(*column(k))] if kind is list else mean(column(k)) for k, kind in names.items()}
+
 def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 50, what="train", flops_per_step: float = 0.0):
     "Drive the generator `loop`: every `log_every` steps log the means of its records and save `state` as `<run>/<what>.state.safetensors`. Returns the log."
-    records = run.stats(what, upto=state.step)
-    bar, t0, sums, n = progress(total, what, state.step), time.perf_counter(), {}, 0
+    records, recent = run.stats(what, upto=state.step), []
+    bar, t0 = progress(total, what, state.step), time.perf_counter()
     for rec in loop:
-        n += 1; bar.update(1)
-        for k, v in rec.items():
-            if isinstance(v, float): sums[k] = sums.get(k, 0.0) + v
+        recent.append(rec); bar.update(1)
         if rec["step"] % log_every == 0 or rec["step"] >= total:
-            dt = time.perf_counter() - t0
-            out = dict(what=what) | rec | {k: round(v / n, 6) for k, v in sums.items()} | dict(img_s=round(n * batch / dt, 1), gflops_s=round(n * flops_per_step / dt / 1e9, 1))
-            state.save(run/f"{what}.state.safetensors"); run.log(out); records.append(out)
+            rate = len(recent) / (time.perf_counter() - t0)
+            out = dict(what=what, step=rec["step"]) | means(recent) | dict(img_s=round(rate * batch, 1), gflops_s=round(rate * flops_per_step / 1e9, 1))
+            run.log(out); records.append(out); state.save(run/f"{what}.state.safetensors")       # a line without its state is dropped by the resume
             bar.set_postfix_str(f"loss {out.get('loss', 0):.4f}, {out['img_s']:.0f} img/s, {out['gflops_s']:.0f} GFLOP/s")
-            t0, sums, n = time.perf_counter(), {}, 0
+            t0, recent = time.perf_counter(), []
     bar.close()
     return records
 
-# %% ../nbs/31_training.ipynb #f9bf0244
+# %% ../nbs/31_training.ipynb #3714f486
 def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None):
     "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors."
     device = device or core.device()
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
     if data.y.min() < 0 or data.y.max() >= model_cfg.num_classes: raise UserError(f"labels run to {data.y.max()} but the model has {model_cfg.num_classes} classes; set num_classes")
-    core.seed_everything(cfg.seed)
-    model = DiT(model_cfg).to(device)
-    state = State(dict(model=model), dict(enumerate_opts(param_groups(model, cfg))), ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | dict(images=len(data)))
-    state.resume(run/"train.state.safetensors")
+    state = train_state(data, model_cfg, cfg, device).resume(run/"train.state.safetensors")
+    model = state.modules["model"]
     if compile: compile_blocks(model)
     records = fit(run, state, train(state, data, cfg, device), cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch)
     save_dit(run/"model.safetensors", model, step=state.step)
     save_dit(run/"ema.safetensors", model, state.ema["model"], step=state.step)
     return load_dit(run/"ema.safetensors").to(device), records
 
-def enumerate_opts(opts): return ((type(o).__name__.lower(), o) for o in opts)
+def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=torch.device("cpu")) -> State:
+    "The state before the first step: fresh weights from `cfg.seed`, their EMA, the optimizers, and settings that a resume must find again."
+    core.seed_everything(cfg.seed)
+    model = DiT(model_cfg).to(device)
+    optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
+    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | dict(images=digest(dict(x=data.u8, y=data.y))))

@@ -1,5 +1,5 @@
 "The runner's command line: what is skipped, what is refused, what a failure leaves behind."
-import fcntl, json
+import fcntl
 import nbformat
 
 def refused(r, *words):

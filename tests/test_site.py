@@ -1,5 +1,5 @@
 "The site: pages, links, nothing from another host; the README."
-import os, re, subprocess, sys
+import os, re, sys
 import nbformat, pytest
 from fmnb.site import prepare, problems, render
 

@@ -1,5 +1,5 @@
 "What a notebook cannot hold: a training killed with -9 and started again, and the bad inputs of the training stage, each one sentence and exit code 2."
-import errno, os, random, shutil, signal, subprocess, sys, time
+import errno, os, random, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
