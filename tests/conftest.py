@@ -34,7 +34,7 @@ class Project:
         notebook(root/"nbs"/"index.ipynb", ["from IPython.display import Markdown\nfrom fmnb.site import results_table", "Markdown(results_table('digits') + '\\n\\n[a page](nbs/30_page.ipynb)')"], "Tiny", stage=False)
         (root/"nbs"/"profiles"/"digits.yaml").write_text("about: a tiny chain\nstages: {10_first: {width: 5}, 20_second: {}}\n")
         (root/"nbs"/"profiles"/"fast.yaml").write_text("about: without pages\npages: false\nstages: {10_first: {}, 20_second: {}}\n")
-        for name in ("_quarto.yml", "nbs/site.css", "nbs/quarto_filter.py"): (root/name).write_text((real/name).read_text())
+        for name in ("_quarto.yml", "nbs/site.css", "nbs/favicon.svg", "nbs/quarto_filter.py"): (root/name).write_text((real/name).read_text())
 
     def start(self, module, *args, **env):
         "Start a command as a process of its own."

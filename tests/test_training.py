@@ -5,8 +5,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 from fmnb import core
 from fmnb.core import Run, UserError, load_tensors
-from fmnb.dit import DiT, DiTConfig
-from fmnb.training import State, TrainConfig, enumerate_opts, param_groups
+from fmnb.data import load
+from fmnb.dit import DiTConfig
+from fmnb.training import TrainConfig, train_state
 from test_runner import refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +76,6 @@ def test_truncated_checkpoint(stage):
     refused(stage(), "train.state.safetensors", "damaged")
 
 def test_checkpoint_of_another_architecture(stage):
-    model, cfg = DiT(DiTConfig(size=16, width=48, heads=2, depth=1)), TrainConfig(steps=5)
-    State(dict(model=model), dict(enumerate_opts(param_groups(model, cfg))), settings=dict(width=48)).save(stage.folder/"train.state.safetensors")
+    state = train_state(load("digits", "train", size=16, n=8), DiTConfig(size=16, width=48, heads=2, depth=1), TrainConfig(steps=5))
+    state.save(stage.folder/"train.state.safetensors")
     refused(stage(), "was made with", "--force")
