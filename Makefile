@@ -4,8 +4,10 @@ PROFILE ?= digits
 PYTHON  ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 BIN     := .venv/bin
 STAMP   := .venv/.fmnb-installed
+# compared with in tests/test_peers.py; what else it wants (a training framework) is not used there
+PEERS   := --no-deps torchcfm==1.0.7
 
-.PHONY: report test lab clean readme python
+.PHONY: report test lab clean readme python peers
 report: $(STAMP)
 	$(BIN)/fmnb_run --profile $(PROFILE)
 	$(BIN)/fmnb_site
@@ -22,6 +24,9 @@ readme: $(STAMP)
 python:
 	@echo $(PYTHON)
 
+peers:
+	@echo $(PEERS)
+
 clean:
 	rm -rf runs _site .quarto index.ipynb .pytest_cache build dist *.egg-info
 
@@ -30,4 +35,5 @@ $(STAMP): settings.ini setup.py
 	@test -n "$(PYTHON)" || { echo "fmnb needs Python 3.11 or newer: install it, or name one with make PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PEERS)
 	touch $@

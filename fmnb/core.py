@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'UserError', 'command', 'atomic_write', 'save_tensors', 'load_tensors', 'digest', 'load_weights',
            'project_root', 'runs_root', 'stage_dir', 'upstream', 'device', 'cpu_name', 'autocast_dtype', 'autocast',
            'generator', 'seed_everything', 'provenance', 'parameters', 'Run', 'table', 'read_results', 'progress',
-           'figure_style', 'show']
+           'figure_style', 'show_movie', 'show']
 
 # %% ../nbs/00_core.ipynb #0b3745dd
 import contextlib, errno, hashlib, io, json, math, os, platform, subprocess, sys, time
@@ -136,7 +136,7 @@ def seed_everything(seed: int):
     import random
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #5acb44e1
+# %% ../nbs/00_core.ipynb #69512f65
 def _git(*args):
     try: return subprocess.run(["git", *args], cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError): return ""
@@ -150,9 +150,9 @@ def provenance(seed=0, parameters=None) -> dict:
                 started=datetime.now(timezone.utc).isoformat(timespec="seconds"), wall_s=0.0, parameters=parameters or {})
 
 def parameters(namespace: dict) -> dict:
-    "The plain values (numbers, strings, lists, dicts) among a notebook's globals: its parameters, when called right below their cell."
+    "The plain values (numbers, strings, lists, dicts) of lower-case names among a notebook's globals: its parameters, when called right below their cell."
     plain = (bool, int, float, str, list, tuple, dict, type(None))
-    return {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_") and k not in ("In", "Out")}
+    return {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_") and k == k.lower()}
 
 # %% ../nbs/00_core.ipynb #73d7f499
 class Run:
@@ -223,7 +223,7 @@ def progress(total: int, desc: str = "", initial: int = 0):
     quiet = bool(os.environ.get("FMNB_QUIET") or os.environ.get("IN_TEST")) or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
     return tqdm(total=total, desc=desc, initial=initial, disable=quiet, leave=False, mininterval=0.5, dynamic_ncols=True)
 
-# %% ../nbs/00_core.ipynb #522d532e
+# %% ../nbs/00_core.ipynb #93a6583b
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#F0E442"]
 
 def figure_style():
@@ -234,6 +234,21 @@ def figure_style():
         "axes.edgecolor": "#444444", "grid.color": "#e3e3de", "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10,
         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "font.size": 10,
         "axes.spines.top": False, "axes.spines.right": False, "image.interpolation": "nearest", "image.cmap": "gray"})
+
+def show_movie(draw, n: int, finding: str, alt: str, ms: int = 120, hold: int = 12, colors: int = 8):
+    "Display the figures `draw(0)` to `draw(n - 1)` as one animated PNG, `ms` a frame and the last one `hold` times as long, then `finding`. What cannot play it shows the last frame."
+    import matplotlib.pyplot as plt
+    from IPython.display import Markdown, display
+    from PIL import Image
+    def frame(fig):
+        buf = io.BytesIO(); fig.savefig(buf, format="png"); plt.close(fig)
+        return Image.open(buf).convert("RGB")
+    last = frame(draw(n - 1)).quantize(colors, dither=Image.Dither.NONE)
+    frames = [last, *(frame(draw(k)).quantize(palette=last, dither=Image.Dither.NONE) for k in range(n - 1)), last]
+    out = io.BytesIO()
+    frames[0].save(out, format="png", save_all=True, append_images=frames[1:], default_image=True, duration=[ms] * (n - 1) + [hold * ms], loop=0, optimize=True)
+    display({"image/png": out.getvalue(), "text/plain": f"<figure: {alt}>"}, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(Markdown(f"*{finding}*"))
 
 def show(fig, finding: str, alt: str, save=None, colors: int = 128):
     "Display `fig` as a small PNG with alternative text, then `finding` as its caption; `save` also writes the PNG to a path."

@@ -6,13 +6,14 @@
 __all__ = ['gaussian_frechet', 'frechet', 'precision_recall', 'kernel_distance', 'Classifier', 'augment', 'train_classifier',
            'load_classifier', 'features', 'sample', 'balanced_labels', 'Scores', 'Judge', 'load_judge']
 
-# %% ../nbs/32_evaluation.ipynb #49565b64
+# %% ../nbs/32_evaluation.ipynb #227bfa93
 from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from .core import UserError, device, generator, load_tensors, load_weights, progress, save_tensors, seed_everything, upstream
 from .data import ImageSet, batch_indices, load
-from .solvers import Euler, Guided, uniform_grid
+from .guidance import Guided
+from .solvers import Euler, uniform_grid
 
 # %% ../nbs/32_evaluation.ipynb #55fd526a
 def _sqrt_psd(S):

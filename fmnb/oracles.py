@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'GaussianMixture', 'continuity_residual', 'UniformBoxes', 'along', 'eight_gaussians', 'two_moons', 'spirals',
-           'rings', 'checkerboard', 'toy_data', 'energy_distance', 'density_grid']
+           'rings', 'checkerboard', 'toy_data', 'energy_distance', 'density_grid', 'entropy']
 
 # %% ../nbs/22_oracles.ipynb #63d9c274
 import copy, math
@@ -55,14 +55,21 @@ def sample(self: GaussianMixture, n: int, generator: torch.Generator | None = No
     "`n` exact samples (n, d) of the data; with `y` (n,) each from its class."
     return self.sample_labelled(n, generator, y)[0]
 
-# %% ../nbs/22_oracles.ipynb #6c17f230
+# %% ../nbs/22_oracles.ipynb #4d4ef4f3
 @patch
 def sample_labelled(self: GaussianMixture, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     "`n` exact samples (n, d) and their labels (n,)."
-    k = torch.multinomial(self._log_weights(n, y).exp(), 1, generator=generator).squeeze(1)
+    k = self._components(n, generator, y)
     z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype, device=self.means.device) * self.var[k].sqrt()
     if self.rot is not None: z = torch.einsum("bij,bj->bi", self.rot[k], z)
     return self.means[k] + z, self.labels[k]
+
+@patch
+def _components(self: GaussianMixture, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+    "Indices (n,) of components drawn by weight; without labels by one search in the cumulated weights."
+    if y is not None: return torch.multinomial(self._log_weights(n, y).exp(), 1, generator=generator).squeeze(1)
+    u = torch.rand(n, generator=generator, dtype=self.weights.dtype, device=self.weights.device)
+    return torch.searchsorted(self.weights.cumsum(0), u).clamp_max(len(self.weights) - 1)
 
 @patch
 def _log_weights(self: GaussianMixture, n: int, y: Tensor | None = None) -> Tensor:
@@ -152,11 +159,11 @@ class UniformBoxes(GaussianMixture):
         out = super().to(*args, **kwargs); out.lo, out.hi = self.lo.to(*args, **kwargs), self.hi.to(*args, **kwargs)
         return out
 
-# %% ../nbs/22_oracles.ipynb #c76fd9c5
+# %% ../nbs/22_oracles.ipynb #fbeaa8dd
 @patch
 def sample_labelled(self: UniformBoxes, n: int, generator: torch.Generator | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     "`n` exact samples (n, d) and their labels (n,)."
-    k = torch.multinomial(self._log_weights(n, y).exp(), 1, generator=generator).squeeze(1)
+    k = self._components(n, generator, y)
     u = torch.rand(n, self.lo.shape[1], generator=generator, dtype=self.lo.dtype, device=self.lo.device)
     return self.lo[k] + u * (self.hi - self.lo)[k], self.labels[k]
 
@@ -265,3 +272,10 @@ def density_grid(oracle, t: float, half: float = 3.0, n: int = 120) -> Tensor:
     x = torch.stack([xx, yy], -1).reshape(-1, 2)
     logp = oracle.log_prob(x) if t == 1 else oracle.log_prob(x, torch.full_like(x[:, 0], t))
     return logp.exp().reshape(n, n)
+
+# %% ../nbs/22_oracles.ipynb #bac6bff1
+def entropy(oracle: GaussianMixture, t: float = 1.0, half: float = 5.0, n: int = 400) -> float:
+    "The differential entropy $-\\int p_t \\log p_t$ in nats of a 2-D oracle, by quadrature on an n x n grid of [-half, half]^2; a box that loses mass is a `UserError`."
+    logp = density_grid(oracle, t, half, n).log(); dA = (2 * half / (n - 1))**2
+    if abs((mass := (logp.exp().sum() * dA).item()) - 1) > 1e-3: raise UserError(f"the grid holds {mass:.3f} of the probability; take a larger half than {half} or a larger n than {n}")
+    return -(logp.exp() * logp).nan_to_num(0.0).sum().item() * dA

@@ -23,7 +23,6 @@ def test_flow_match_euler(n, shift):
     assert torch.allclose(1 - scheduler.sigmas, ts, atol=1e-6)
     assert torch.allclose(scheduler.timesteps, 1000 * (1 - ts[:-1]), atol=1e-3)
     want = diffuse(scheduler, x0)
-    print((Euler()(field, x0, ts)-want).abs().max(), (Euler()(field, x0, 1 - scheduler.sigmas)-want).abs().max(), (Euler()(field, x0, torch.linspace(0,1,n+1)**2)-want).abs().max())
     assert torch.allclose(Euler()(field, x0, ts), want, rtol=0, atol=1e-6)
 
 def dpm(**kwargs):
