@@ -135,7 +135,7 @@ def flow_theorems(oracle: GaussianMixture, n: int = 200, grid: int = 80, seed: i
             theorem("CondOT, cosine and polynomial paths end at the same point", "Karras et al. 2022, sec. 3", max((e - ends[0]).abs().max().item() for e in ends[1:]), 1e-3),
             theorem("conditional flows are straight: one Euler step is exact", "Flow Matching, eq. 21-23", straight, 1e-12)]
 
-# %% ../nbs/23_toy2d.ipynb #a105c4b4
+# %% ../nbs/23_toy2d.ipynb #84cb2d8f
 def more_theorems(oracle: GaussianMixture, n: int = 400, seed: int = 0) -> list[dict]:
     "Statements about whole families: noise on the way, another scheduler at sampling time, the speed of optimal transport, and a density that is one."
     g = generator(seed, 12)
@@ -149,9 +149,9 @@ def more_theorems(oracle: GaussianMixture, n: int = 400, seed: int = 0) -> list[
     m, s, speeds = .7, .4, []                               # N(m, s^2) coupled by its optimal map T(x0) = m + s x0
     Euler()(lambda x, t: (speeds.append(v := m + (s - 1) * (x - bcast(t, x) * m) / bcast(1 + t * (s - 1), x)), v)[1], x0, ts)
     speeds = torch.stack(speeds)
-    x, half = torch.linspace(-3.5, 3.5, 71, dtype=torch.float64), 7 / 70
-    logp, _ = log_likelihood(oracle.velocity, torch.cartesian_prod(x, x), uniform_grid(32, dtype=torch.float64))
+    x, step = torch.linspace(-3, 3, 41, dtype=torch.float64), 6 / 40
+    logp, _ = log_likelihood(oracle.velocity, torch.cartesian_prod(x, x), uniform_grid(24, dtype=torch.float64))
     return [theorem("an SDE with the score has the marginals of the ODE (energy distance, in spreads of exact pairs)", "Song et al. 2021, eq. 13; Ma et al. 2024, eq. 5", sde, 4.),
             theorem("changing the scheduler at sampling time leaves the samples unchanged", "Karras et al. 2022, sec. 3; Lipman et al. 2024, sec. 4.6", changed, 1e-3),
             theorem("the optimal transport of one Gaussian moves every point at constant speed (CondOT)", "Flow Matching, eq. 22-23; McCann 1997", (speeds - speeds[0]).abs().max() / speeds[0].abs().max(), 1e-10),
-            theorem("the flow's likelihood integrates to one", "Chen et al. 2018, thm. 1", abs(logp.exp().sum().item() * half**2 - 1), 1e-3)]
+            theorem("the flow's likelihood integrates to one", "Chen et al. 2018, thm. 1", abs(logp.exp().sum().item() * step**2 - 1), 1e-3)]
