@@ -193,10 +193,11 @@ def execute(path, out, parameters: dict, cwd, timeout=None):
     where = where_it_stopped(nbformat.read(out, as_version=4)) if Path(out).exists() else "before its first cell"
     raise StageFailed(f"{Path(path).stem} failed {where}: {reason}") from error
 
-# %% ../nbs/60_runner.ipynb #b1b1b888
+# %% ../nbs/60_runner.ipynb #a66012b0
 HEADLINES = {
     "11_curation": "near_duplicate_recall near_duplicate_precision quality_fault_recall fd_raw fd_curated",
     "23_toy2d": "theorems_checked theorems_failed loglik_gap_nats",
+    "28_toy2d_choices": "energy_distance_4_steps_condot_independent energy_distance_4_steps_condot_ot energy_distance_1_step_flow energy_distance_1_step_reflow_1",
     "32_evaluation": "judge_accuracy",
     "33_scaled_dit": "teacher_judge_accuracy teacher_fd floor_fd bits_per_dim train_images_per_s",
     "34_scaling_laws": "exponent_model_size exponent_data heldout_prediction_error",

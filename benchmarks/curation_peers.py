@@ -1,0 +1,135 @@
+"""How fast and how right is the search for copies? Ours (hash, signals, vectors) against imagededup and cleanvision, on the same folder of PNG files with the same truth.
+
+    python benchmarks/curation_peers.py [--n 5000] [--data cifar10] [--threads 1]
+
+The folder holds N images and N * 0.28 copies of them, a seventh by each of the edits crop, mirror, resize, shift, jpeg, light, rotate. Everybody starts from the files, in one process. Recall is the share of the copies that are paired with the
+image they were made of, precision the share of named pairs that have one source (strict: images that the data set itself holds twice count as mistakes), both at the tool's own default threshold; the last column is the largest recall that its score
+allows at a precision of 0.98. The second table is about spoilt images: a tenth of the files blurred or made flat; flagged as blurred, dark, bright or without information.
+
+The peers are optional: pip install --no-deps imagededup cleanvision PyWavelets tabulate. imagededup's own network needs a download; where it cannot be had, its CNN method runs on our EfficientNet-lite0."""
+import argparse, contextlib, functools, io, logging, tempfile, time, warnings
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from fmnb.core import generator
+from fmnb.curation import blur, flat
+from fmnb.data import load
+from fmnb.profiling import FAULT_NAMES, Item, decode, encode, measure, phash, quality_reasons, thresholds
+from fmnb.vectors import EDITS, effnet_lite0, extractor_for, make_copies, near_copies, pixel_list, thumbnails
+
+def write(folder, images):
+    "Images as PNG files 000000.png, ...; returns the paths."
+    paths = [folder/f"{i:06d}.png" for i in range(len(images))]
+    for p, a in zip(paths, images): p.write_bytes(encode(a))
+    return paths
+
+def read(paths): return [decode(p.read_bytes())[0] for p in paths]
+
+# every contender: folder -> pairs (a, b) with a score (small means copy), and those that it calls copies by default
+def our_hash(folder, paths):
+    h = torch.from_numpy(phash(thumbnails(read(paths)))).float() * 2 - 1; rows = []
+    for i in range(0, len(h), 2048):
+        d = (64 - h[i:i+2048] @ h.T) / 2
+        a, b = (d <= 20).nonzero().unbind(1); rows.append(torch.stack([a + i, b, d[a, b].long()], 1)[b > a + i])
+    df = pd.DataFrame(torch.cat(rows).numpy(), columns=["a", "b", "score"]); return df, df.score <= 4
+
+def our_vectors(folder, paths):
+    images = read(paths); near = near_copies(images, extractor_for(images)); p = near.pairs
+    return pd.DataFrame(dict(a=p.a, b=p.b, score=p.residual.fillna(9))), p["copy"]
+
+def named_pairs(found, sign):
+    "imagededup's {file: [(file, score)]} as pairs."
+    rows = [(int(a[:6]), int(b[:6]), sign * s) for a, many in found.items() for b, s in many if a < b]
+    return pd.DataFrame(rows, columns=["a", "b", "score"]).drop_duplicates(["a", "b"])
+
+def dedup_hash(folder, paths):
+    from imagededup.methods import PHash
+    df = named_pairs(PHash(verbose=False).find_duplicates(image_dir=str(folder), max_distance_threshold=20, scores=True, num_enc_workers=0, num_dist_workers=0), 1)
+    return df, df.score <= 10
+
+@functools.cache
+def dedup_network():
+    from imagededup.methods import CNN
+    try: return CNN(verbose=False)
+    except Exception: return CNN(verbose=False, model_config=lite0_model())
+
+def dedup_cnn(folder, paths):
+    df = named_pairs(dedup_network().find_duplicates(image_dir=str(folder), min_similarity_threshold=.5, scores=True, num_enc_workers=0, num_sim_workers=0), -1)
+    return df, df.score <= -.9
+
+def lite0_model():
+    from imagededup.utils import CustomModel
+    ours = effnet_lite0(mirror=False)
+    class Net(torch.nn.Module):
+        def forward(self, x): return ours.net(x)
+    return CustomModel("EfficientNet-lite0", Net(), lambda im: torch.from_numpy(np.asarray(im.convert("RGB").resize((64, 64)), np.float32)).permute(2, 0, 1))
+
+def clean_hash(folder, paths):
+    from cleanvision import Imagelab
+    lab = Imagelab(data_path=str(folder), verbose=False); lab.find_issues({"near_duplicates": {}, "exact_duplicates": {}}, n_jobs=1, verbose=False)
+    sets = lab.info["near_duplicates"]["sets"] + lab.info["exact_duplicates"]["sets"]
+    ids = [sorted(int(Path(f).stem) for f in s) for s in sets]
+    df = pd.DataFrame([(a, b, 0) for s in ids for i, a in enumerate(s) for b in s[i+1:]], columns=["a", "b", "score"]).drop_duplicates(["a", "b"])
+    return df, df.score <= 0
+
+def our_quality(folder, paths):
+    t, _ = measure(Item(p.name, p.read_bytes()) for p in paths); b = thresholds(t)
+    names = tuple(FAULT_NAMES[k][0] for k in b if FAULT_NAMES[k][0] in ("blurred", "flat", "too dark", "too bright", "little information"))
+    return np.array([any(n in q for n in names) for q in quality_reasons(t, b)])
+
+def clean_quality(folder, paths):
+    from cleanvision import Imagelab
+    kinds = ["blurry", "low_information", "dark", "light"]
+    lab = Imagelab(data_path=str(folder), verbose=False); lab.find_issues({k: {} for k in kinds}, n_jobs=1, verbose=False)
+    return lab.issues.sort_index()[[f"is_{k}_issue" for k in kinds]].any(axis=1).to_numpy()
+
+def timed(f, folder, paths):
+    "Result and seconds of a call that keeps its prints to itself, or (None, why). A first call on forty files loads what has to be loaded."
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore"); few = [folder.parent/f"{folder.name}_few"/p.name for p in paths[:40]]; few[0].parent.mkdir(exist_ok=True)
+            for p, q in zip(paths, few): q.write_bytes(p.read_bytes())
+            f(few[0].parent, few); start = time.perf_counter(); out = f(folder, paths)
+            return out, time.perf_counter() - start
+    except ImportError as e: return None, f"not installed ({e.name})"
+
+def copies_table(originals, folder, seed=0):
+    made, truth = make_copies(originals, round(.28 * len(originals)), seed)
+    paths, n = write(folder, originals + made), len(originals) + len(made)
+    source = np.r_[np.arange(len(originals)), truth.source]
+    print(f"{len(originals)} images and {len(made)} copies by {len(EDITS)} edits\n\n| method | images/s | ours / it | recall | precision | recall at precision 0.98 |\n|---|---|---|---|---|---|")
+    cnn, _ = timed(lambda *_: dedup_network().model_config.name, folder, paths)
+    rows = {"fmnb hash (64 bits, <= 4)": (our_hash, None), "imagededup PHash (<= 10)": (dedup_hash, 0), "cleanvision pHash (equal)": (clean_hash, 0),
+            "fmnb vectors + registration": (our_vectors, None), f"imagededup CNN, {cnn} (>= 0.9)": (dedup_cnn, 1)}
+    speed = []
+    for name, (f, rival) in rows.items():
+        out, s = timed(f, folder, paths)
+        if out is None: print(f"| {name} | {s} | | | | |"); continue
+        df, flagged = out; same, flagged = (source[df.a] == source[df.b]), flagged.to_numpy(bool)
+        if rival is None: speed.append(n / s)
+        o = np.argsort(df.score.to_numpy(), kind="stable"); hit = same[o].cumsum(); sc = df.score.to_numpy()[o]; last = np.r_[sc[1:] != sc[:-1], True] & (sc < 9)
+        top = max((hit / len(made))[last & (hit / np.arange(1, len(o) + 1) >= .98)], default=0)
+        print(f"| {name} | {n / s:.0f} | {'' if rival is None else f'{speed[rival] / (n / s):.2f}'} | {same[flagged].sum() / len(made):.3f} | {same[flagged].mean() if flagged.any() else 0:.3f} | {top:.3f} |", flush=True)
+
+def quality_table(originals, folder, seed=0):
+    rng = np.random.default_rng(seed); bad = rng.permutation(len(originals))[:len(originals) // 10]; images = list(originals); truth = np.zeros(len(images), bool); truth[bad] = True
+    for j, i in enumerate(bad): images[i] = np.ascontiguousarray((blur, flat)[j % 2](images[i], rng))
+    paths, speed = write(folder, images), None
+    print(f"\n{len(images)} images, {len(bad)} of them blurred or flat\n\n| method | images/s | ours / it | recall | precision |\n|---|---|---|---|---|")
+    for name, f in {"fmnb signals (eight, with hash and decoding)": our_quality, "cleanvision (blurry, low information, dark, light)": clean_quality}.items():
+        out, s = timed(f, folder, paths)
+        if out is None: print(f"| {name} | {s} | | | |"); continue
+        speed = speed or len(paths) / s
+        print(f"| {name} | {len(paths) / s:.0f} | {'' if f is our_quality else f'{speed * s / len(paths):.2f}'} | {out[truth].mean():.3f} | {truth[out].mean() if out.any() else 0:.3f} |", flush=True)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--n", type=int, default=5000); p.add_argument("--data", default="cifar10"); p.add_argument("--threads", type=int, default=1)
+    args = p.parse_args(); torch.set_num_threads(args.threads)
+    d = load(args.data); d = d.subset(torch.randperm(len(d), generator=generator(0, 11))[:args.n].sort().values)
+    originals = pixel_list(d.u8.permute(0, 2, 3, 1).numpy())
+    print(f"{args.data}, {args.threads} thread(s), torch {torch.__version__}; 'ours / it' is how many times as many images a second ours handles (below 1: ours is slower)\n")
+    for table in (copies_table, quality_table):
+        with tempfile.TemporaryDirectory() as tmp: (folder := Path(tmp)/"images").mkdir(); table(originals, folder)
+
+if __name__ == "__main__": main()
