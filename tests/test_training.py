@@ -1,5 +1,5 @@
 "What a notebook cannot hold: a training killed with -9 and started again, and the bad inputs of the training stage, each one sentence and exit code 2."
-import errno, os, random, signal, subprocess, sys, time
+import errno, os, random, signal, socket, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -30,7 +30,7 @@ def test_kill_9_loses_nothing(tmp_path):
     whole, killed, rng = tmp_path/"whole", tmp_path/"killed", random.Random(0)
     assert "finished" in start(whole).communicate(timeout=300)[0]
     state, kills = killed/"train.state.safetensors", 0
-    while kills < 3:
+    while kills < int(os.environ.get("FMNB_KILLS", 3)):
         before = state.stat().st_mtime_ns if state.exists() else 0
         p = start(killed)
         while p.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before): time.sleep(.01)
@@ -42,6 +42,25 @@ def test_kill_9_loses_nothing(tmp_path):
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
     steps = [r["step"] for r in Run("33", path=killed).stats("train")]
     assert steps == sorted(set(steps)) and steps[-1] == 120          # no line lost, none twice
+
+TOGETHER = TRAIN.replace("TrainConfig(steps=120, batch=8)", "TrainConfig(steps=int(sys.argv[2]), batch=8, optimizer='adamw', decay=0.)")
+
+def train_together(folder, world, steps):
+    "One training by `world` gloo processes on this machine."
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    env = os.environ | dict(OMP_NUM_THREADS="1", FMNB_DEVICE="cpu", FMNB_DTYPE="float32", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world))
+    started = [subprocess.Popen([sys.executable, "-c", TOGETHER, str(folder), str(steps)], cwd=ROOT, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, text=True) for r in range(world)]
+    assert all("finished" in p.communicate(timeout=300)[0] for p in started)
+    return [r["loss"] for r in Run("33", path=folder).stats("train")]
+
+def test_two_processes_are_one(tmp_path):
+    alone = train_together(tmp_path/"one", 1, 60)
+    two = train_together(tmp_path/"two", 2, 30)
+    assert len(two) == 10 and np.allclose(two, alone[:10], rtol=1e-4, atol=0)
+    mixed = train_together(tmp_path/"two", 1, 60)                     # the other half by one process
+    assert len(mixed) == 20 and np.allclose(mixed, alone, rtol=1e-3, atol=0)
+    a, b = (load_tensors(tmp_path/d/"ema.safetensors")[0] for d in ("one", "two"))
+    assert all(torch.allclose(a[k], b[k], rtol=0, atol=1e-3) for k in a)
 
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/"state"
