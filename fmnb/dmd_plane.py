@@ -194,14 +194,14 @@ def rollout(student: Callable, variants: list[Variant], seeds: int, y: Tensor, g
         x, t = torch.where(go[:, None], renoise(x1, t_next, noise=noise), x), torch.where(go, t_next, t)
     return out, x, t
 
-# %% ../nbs/39_dmd_plane.ipynb #322dfe0c
+# %% ../nbs/39_dmd_plane.ipynb #223c5b42
 def distil_plane(students: LabelNets, critics: LabelNets, teacher, variants: list[Variant], updates: int, batch: int = 96, lr: float = 3e-3, critic_ratio: int = 3, seed: int = 0, critic_lr: float | None = None) -> Iterator[dict]:
     "Train all members (variant after variant, each with its seeds) at once; yields |dm|, |ca|, cos, std and critic_loss, each (V, S), after every update. Samples are float32."
     V, M = len(variants), students.members; S = M // V; params = lambda m, r: torch.optim.Adam(m.parameters(), r, betas=(.9, .98))
     gans = [i for i, v in enumerate(variants) if v.instead == "gan"]; judge = LabelNets(max(1, len(gans) * S), students.classes, students.W[1].shape[1], seeds=[0] * max(1, len(gans) * S))
     opts = params(students, lr), params(critics, critic_lr or 2 * lr), params(judge, critic_lr or 2 * lr); rates = [o.param_groups[0]["lr"] for o in opts]
     for step in range(updates):
-        g = generator(seed, 70, step); rows = lambda f: f(S * batch).repeat(V)
+        g, own_g = generator(seed, 70, step), generator(seed, 72, step); rows = lambda f: f(S * batch).repeat(V)
         for o, r in zip(opts, rates): o.param_groups[0]["lr"] = r * min(1., 2 * (updates - step) / updates)
         y = rows(lambda n: torch.randint(0, teacher.num_classes, (n,), generator=g))
         upto = (torch.rand(S, generator=g) * torch.tensor([v.n_steps for v in variants])[:, None]).long()
@@ -211,7 +211,7 @@ def distil_plane(students: LabelNets, critics: LabelNets, teacher, variants: lis
             tau, noise = rows(lambda n: .02 + .96 * torch.rand(n, generator=g)), torch.randn(S * batch, 2, generator=g).repeat(V, 1)
             err = (critics.velocity()(renoise(x.detach(), tau, noise=noise), tau, y) - (x.detach() - noise)).square().view(M, -1).mean(1)
             opts[1].zero_grad(); err.sum().backward(); opts[1].step()
-            if gans: own = torch.cat([torch.arange(i * S * batch, (i + 1) * S * batch) for i in gans]); judge_step(x.detach()[own], y[own], teacher, judge.velocity(), opts[2], g)
+            if gans: own = torch.cat([torch.arange(i * S * batch, (i + 1) * S * batch) for i in gans]); judge_step(x.detach()[own], y[own], teacher, judge.velocity(), opts[2], own_g)
         loss, rec = student_losses(x, t, y, critics, teacher, variants, S, g, judge, gans)
         opts[0].zero_grad(); loss.backward(); opts[0].step()
         yield rec | dict(critic_loss=err.detach().view(V, S))
