@@ -178,7 +178,7 @@ def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("c
     model, opts = state.modules["model"], state.optimizers.values()
     while state.step < cfg.steps:
         gen = generator(cfg.seed, state.step)
-        x1, y = data.batch(batch_indices(len(data), state.step, cfg.batch, cfg.seed), gen)
+        x1, y = data.batch(batch_indices(len(data), state.step, cfg.batch, cfg.seed, data.weights), gen)
         with autocast(device): loss, t = fm_loss(model, x1.to(device), y.to(device), cfg, gen)
         for o in opts: o.zero_grad(set_to_none=True)
         loss.mean().backward()
