@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'lr_scale', 'fm_loss', 't_bins', 'NonFinite', 'guard',
-           'train', 'means', 'fit', 'train_dit', 'train_state']
+           'train', 'means', 'fit', 'train_dit', 'images_seen', 'train_state']
 
 # %% ../nbs/31_training.ipynb #e6da076b
 import json, math, time
@@ -23,14 +23,14 @@ from .paths import AffinePath, LogitNormalTime, UniformTime
 def orthogonalise(M, steps: int = 5):
     "Approximately U V^T of M = U S V^T for a batch of matrices (K, m, n), by the quintic Newton-Schulz iteration; singular values end in about [0.7, 1.2]."
     X = M / (M.flatten(-2).norm(dim=-1)[..., None, None] + 1e-7)
-    if tall := M.shape[-2] > M.shape[-1]: X = X.mT
+    if tall := M.shape[-2] > M.shape[-1]: X = X.mT.contiguous()
     for _ in range(steps):
         A = X @ X.mT
         X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
     return X.mT if tall else X
 
 class Muon(torch.optim.Optimizer):
-    "Momentum, Nesterov, orthogonalised, for matrices. `lr` is the size of a step's singular values, scaled by sqrt(max(1, rows / columns))."
+    "Momentum, Nesterov, orthogonalised, for matrices. `lr` is the size of a step's singular values, scaled by sqrt(max(1, rows / columns)). Orthogonalises in bfloat16 where the hardware multiplies in it."
     def __init__(self, params, lr=0.02, momentum=0.95): super().__init__(params, dict(lr=lr, momentum=momentum))
 
     @torch.no_grad()
@@ -42,8 +42,8 @@ class Muon(torch.optim.Optimizer):
                 bufs = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in ps]
                 grads = [p.grad for p in ps]
                 torch._foreach_lerp_(bufs, grads, 1 - group["momentum"])
-                update = orthogonalise(torch.stack(torch._foreach_lerp(grads, bufs, group["momentum"])))
-                torch._foreach_add_(ps, list(update.unbind(0)), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
+                matrices = torch.stack(torch._foreach_lerp(grads, bufs, group["momentum"])).to(core.autocast_dtype(bufs[0].device))
+                torch._foreach_add_(ps, list(orthogonalise(matrices).to(bufs[0].dtype).unbind(0)), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
 
 # %% ../nbs/31_training.ipynb #f94b7ce4
 @dataclass
@@ -124,7 +124,9 @@ def resume(self: State, path) -> "State":
     tensors, meta = load_tensors(path)
     if "step" not in meta: raise UserError(f"{path} is no state of a training; delete it and run the same command again")
     before, now = meta.get("settings", {}), json.loads(json.dumps(self.settings))
-    if diff := [k for k in now | before if now.get(k) != before.get(k)]:
+    diff = [k for k in now | before if now.get(k) != before.get(k)]
+    if diff == ["steps"] and meta["step"] <= (1 - now.get("decay", 1)) * min(before["steps"], now["steps"]): diff = []     # on the plateau all lengths go the same way
+    if diff:
         raise UserError(f"the checkpoint {path} was made with {diff[0]}={before.get(diff[0])}, now it is {now.get(diff[0])}; "
                         "go back to that setting to resume, or start anew with --force")
     part = lambda prefix: {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
@@ -213,23 +215,30 @@ def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 5
     return records
 
 # %% ../nbs/31_training.ipynb #3714f486
-def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None):
-    "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors."
+def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None):
+    "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights."
     device = device or core.device()
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
     if data.y.min() < 0 or data.y.max() >= model_cfg.num_classes: raise UserError(f"labels run to {data.y.max()} but the model has {model_cfg.num_classes} classes; set num_classes")
-    state = train_state(data, model_cfg, cfg, device).resume(run/"train.state.safetensors")
+    state = train_state(data, model_cfg, cfg, device, start).resume(run/"train.state.safetensors")
     model = state.modules["model"]
     if compile: compile_blocks(model)
     records = fit(run, state, train(state, data, cfg, device), cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch)
-    save_dit(run/"model.safetensors", model, step=state.step)
-    save_dit(run/"ema.safetensors", model, state.ema["model"], step=state.step)
+    seen = images_seen(start) + state.step * cfg.batch
+    save_dit(run/"model.safetensors", model, step=state.step, images_seen=seen)
+    save_dit(run/"ema.safetensors", model, state.ema["model"], step=state.step, images_seen=seen)
     return load_dit(run/"ema.safetensors").to(device), records
 
-def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=torch.device("cpu")) -> State:
-    "The state before the first step: fresh weights from `cfg.seed`, their EMA, the optimizers, and settings that a resume must find again."
+def images_seen(path) -> int:
+    "How many images the weights in the file `path` have been trained on, its own start included; 0 for None."
+    return load_tensors(path)[1].get("images_seen", 0) if path else 0
+
+def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=torch.device("cpu"), start=None) -> State:
+    "The state before the first step: weights from the file `start` or fresh ones from `cfg.seed`, their EMA, the optimizers, and settings that a resume must find again."
     core.seed_everything(cfg.seed)
-    model = DiT(model_cfg).to(device)
+    model = DiT(model_cfg)
+    if start: load_weights(model, load_tensors(start)[0], start)
+    model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
-    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | dict(images=digest(dict(x=data.u8, y=data.y))))
+    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | dict(images=digest(dict(x=data.u8, y=data.y))) | (dict(start=digest(load_tensors(start)[0])) if start else {}))
