@@ -241,4 +241,4 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
     if start: load_weights(model, load_tensors(start)[0], start)
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
-    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | dict(images=digest(dict(x=data.u8, y=data.y))) | (dict(start=digest(load_tensors(start)[0])) if start else {}))
+    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | dict(images=digest(dict(x=data.u8, y=data.y) | ({} if data.weights is None else dict(w=torch.as_tensor(data.weights))))) | (dict(start=digest(load_tensors(start)[0])) if start else {}))
