@@ -10,7 +10,7 @@ __all__ = ['Classifier', 'augment', 'train_classifier', 'load_classifier', 'feat
 from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
-from .core import UserError, device, generator, load_tensors, load_weights, progress, save_tensors, seed_everything, upstream
+from .core import UserError, device, digest, generator, load_tensors, load_weights, progress, save_tensors, seed_everything, upstream
 from .data import ImageSet, batch_indices, load
 from .guidance import Guided
 from .metrics import frechet, kernel_distance, precision_recall
@@ -40,7 +40,7 @@ def augment(x, gen, degrees: float = 10.0, shift: float = 0.08, zoom: float = 0.
 # %% ../nbs/32_evaluation.ipynb #caa59949
 def train_classifier(path, data: ImageSet, width: int = 16, steps: int = 600, batch: int = 64, lr: float = 3e-3, seed: int = 0) -> Classifier:
     "Train a `Classifier` on real images, or load it when `path` holds one made with the same settings. Eval mode, no gradients to its weights."
-    settings = dict(channels=data.shape[0], num_classes=data.num_classes, width=width, steps=steps, batch=batch, lr=lr, seed=seed, data=data.name, size=data.shape[-1], n=len(data))
+    settings = dict(channels=data.shape[0], num_classes=data.num_classes, width=width, steps=steps, batch=batch, lr=lr, seed=seed, data=data.name, size=data.shape[-1], n=len(data)) | ({} if data.weights is None else dict(weights=digest(dict(w=torch.as_tensor(data.weights)))))
     if Path(path).exists() and load_tensors(path)[1].get("settings") == settings: return load_classifier(path)
     seed_everything(seed)
     net = Classifier(data.shape[0], data.num_classes, width)
@@ -49,7 +49,7 @@ def train_classifier(path, data: ImageSet, width: int = 16, steps: int = 600, ba
     bar = progress(steps, Path(path).stem)
     for step in range(steps):
         gen = generator(seed, 77, step)
-        x, y = data.batch(batch_indices(len(data), step, batch, seed), gen)
+        x, y = data.batch(batch_indices(len(data), step, batch, seed, data.weights), gen)
         loss = F.cross_entropy(net(augment(x, gen)), y, label_smoothing=0.05)
         opt.zero_grad(); loss.backward(); opt.step(); sched.step(); bar.update(1)
     bar.close()

@@ -208,7 +208,7 @@ def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("c
     model, opts = state.modules["model"], state.optimizers.values()
     parts = shares(cfg.batch, *processes(), micro)
     while state.step < cfg.steps:
-        gen, batch = generator(cfg.seed, state.step), batch_indices(len(data), state.step, cfg.batch, cfg.seed)
+        gen, batch = generator(cfg.seed, state.step), batch_indices(len(data), state.step, cfg.batch, cfg.seed, data.weights)
         (x1, y), draws, seen = data.batch(batch, gen), gen.get_state(), []
         for o in opts: o.zero_grad(set_to_none=True)
         for part in parts:
@@ -275,5 +275,6 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
     if start: load_weights(model, load_tensors(start)[0], start)
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
-    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | dict(images=digest(dict(x=data.u8, y=data.y))) | (dict(start=digest(load_tensors(start)[0])) if start else {}),
-                 defaults=asdict(DiTConfig()) | asdict(TrainConfig()))
+    weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
+    made_of = dict(images=digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
+    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(DiTConfig()) | asdict(TrainConfig()))
