@@ -216,8 +216,9 @@ engine.started = False
 # %% ../nbs/19_shards.ipynb #8b2ce086
 def spread(daft, job, todo: list, p: Plan, what: str):
     "Call `job(**kw)` for each dict of `todo` on the runner and yield the dicts that it returns, as they come; a worker's `UserError` is raised here."
+    many = p.workers > 1 and len(todo) > 1
     def call(texts):
-        if p.workers > 1: torch.set_num_threads(1)
+        if many: torch.set_num_threads(1)
         out = []
         for kw in texts.to_pylist():
             try: out.append(json.dumps(job(**json.loads(kw))))
@@ -226,7 +227,7 @@ def spread(daft, job, todo: list, p: Plan, what: str):
     class Worker:
         @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
         def call(self, texts): return call(texts)
-    f = daft.func.batch(return_dtype=daft.DataType.string(), batch_size=1)(call) if p.workers == 1 else daft.cls(Worker, max_concurrency=p.workers, use_process=True)().call
+    f = daft.func.batch(return_dtype=daft.DataType.string(), batch_size=1)(call) if not many else daft.cls(Worker, max_concurrency=p.workers, use_process=True)().call
     df, bar = daft.from_pydict(dict(job=[json.dumps(kw) for kw in todo])), progress(len(todo), what)
     if p.runner == "ray" and todo: df = df.into_partitions(len(todo))
     for r in df.select(f(daft.col("job")).alias("done")).iter_rows() if todo else ():
