@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'Thumbs', 'shrink', 'Images', 'columns', 'signal_table', 'exact_copies', 'gather', 'candidates_of',
-           'verify_block', 'groups', 'compare', 'read_bounds', 'decide_shard', 'only_one', 'claim', 'first_images',
-           'prepare', 'curate_all', 'seal', 'thumb_tag', 'html_table', 'datasheet', 'curate_cli']
+           'verify_block', 'groups', 'compare', 'read_bounds', 'decide_shard', 'only_one', 'claim', 'clear',
+           'first_images', 'prepare', 'curate_all', 'seal', 'thumb_tag', 'html_table', 'datasheet', 'curate_cli']
 
 # %% ../nbs/16_engine.ipynb #5a5c0ef1
 import argparse, base64, contextlib, fcntl, functools, hashlib, html, importlib.metadata, importlib.util, json, math, os, shutil, time
@@ -165,15 +165,18 @@ def only_one(out):
         except BlockingIOError: raise UserError(f"another run is at work in {out}: wait for it to end") from None
         yield
 
-def claim(src, out, force: bool):
+def claim(src, out):
     "Refuse a folder that holds anything but an earlier run of the engine."
     out = Path(out)
     if out.resolve().is_relative_to(Path(src).resolve()): raise UserError(f"{out} lies in the input {src}: take a folder outside of it")
     if out.exists() and not out.is_dir(): raise UserError(f"{out} is a file: give a folder for the output")
     if out.exists() and any(not f.name.startswith(".") for f in out.iterdir()) and not (work(out)/".lock").exists(): raise UserError(f"{out} holds files that no fmnb_curate wrote: take a new folder")
-    if force:
-        for f in [*out.glob("part-*.parquet"), out/"manifest.json", out/"datasheet.html", out/"run.json"]: f.unlink(missing_ok=True)
-        for f in work(out).glob("*"): shutil.rmtree(f) if f.is_dir() else f.unlink()
+
+def clear(out):
+    "Remove what an earlier run wrote, and nothing else."
+    for f in [*out.glob("part-*.parquet"), out/"manifest.json", out/"datasheet.html", out/"run.json", *work(out).glob("*")]:
+        if f.is_dir(): shutil.rmtree(f)
+        elif f.name != ".lock": f.unlink(missing_ok=True)
 
 # %% ../nbs/16_engine.ipynb #e877d734
 def first_images(out, p: dict, n: int = 100) -> list:
@@ -204,12 +207,13 @@ def curate_all(src, out, plan: Plan = Plan(), force: bool = False, say=lambda te
     "Curate a folder of images or parquet files into the folder `out`; returns the manifest. What an interrupted run has finished is not done again."
     if min(plan.chunk, plan.workers, plan.settings.neighbours) < 1: raise UserError("chunk, workers and neighbours must be at least 1")
     if not importlib.util.find_spec("igraph"): raise UserError("the groups of near copies need igraph: pip install igraph")
-    survey(src, plan.column); claim(src, out, force)
+    survey(src, plan.column); claim(src, out)
     out, seconds, mark = Path(out).resolve(), {}, time.perf_counter()
     def lap(name, text):
         nonlocal mark
         seconds[name] = round(time.perf_counter() - mark, 2); mark = time.perf_counter(); say(f"{name:8} {seconds[name]:8.1f} s  {text}")
     with only_one(out), engine(plan.runner, plan.workers) as daft:
+        if force: clear(out)
         p = prepare(src, out, plan); n = len(p["shards"])
         todo = [i for i in range(n) if not finished(shard(out, "measure", i), p["key"])]
         list(spread(daft, measure_shard, [dict(out=str(out), number=i) for i in todo], plan, "measuring")); lap("measure", f"{p['total']:,} images in {n} shards, {len(todo)} of them now")
