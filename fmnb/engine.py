@@ -125,7 +125,7 @@ def compare(daft, out, p: dict, plan: Plan) -> Path:
     s = plan.settings; key = key_of(p["key"], asdict(s), plan.dims, plan.sample); folder = work(out)/f"compare-{key}"; folder.mkdir(exist_ok=True)
     if finished(folder/"decisions.parquet", key): return folder
     t = signal_table(out, p); bounds = thresholds(t, s); exact = exact_copies(daft, out, p).assign(residual=0., step="exact")
-    sound = (t.reason == "").to_numpy() & (np.array(quality_reasons(t, bounds)) == ""); sound[exact.row] = False
+    sound = (t.reason == "").to_numpy() & np.array([not why for why in quality_reasons(t, bounds)]); sound[exact.row] = False
     at, near, found = np.flatnonzero(sound), {}, pd.DataFrame(dict(row=[], of=[], residual=[]))
     if len(at) > 1:
         if not (folder/"near.json").exists(): candidates_of(out, p, t, at, folder, plan)
