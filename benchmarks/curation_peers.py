@@ -1,19 +1,18 @@
 """How fast and how right is the search for copies? Ours (hash, signals, vectors) against imagededup and cleanvision, on the same folder of PNG files with the same truth.
 
-    python benchmarks/curation_peers.py [--n 5000] [--data cifar10] [--threads 1]
+    python benchmarks/curation_peers.py [--n 5000] [--data cifar10] [--threads 1] [--out curation]
 
-The folder holds N images and N * 0.28 copies of them, a seventh by each of the edits crop, mirror, resize, shift, jpeg, light, rotate. Everybody starts from the files, in one process. Recall is the share of the copies that are paired with the
-image they were made of, precision the share of named pairs that have one source (strict: images that the data set itself holds twice count as mistakes), both at the tool's own default threshold; the last column is the largest recall that its score
-allows at a precision of 0.98. The second table is about spoilt images: a tenth of the files blurred or made flat; flagged as blurred, dark, bright or without information.
+The folder holds N images and N * 0.28 copies (N = 39,062 makes 50,000 files) of them, a seventh by each of the edits crop, mirror, resize, shift, jpeg, light, rotate. Everybody starts from the files, in one process, and CPU seconds are counted, so that other programs on the machine do not matter. Recall is the share of the copies that are paired with the
+image they were made of, precision the share of named pairs that have one source (strict: images that the data set itself holds twice count as mistakes; "planted" leaves pairs of two originals out), at the tool's own default threshold; the last column is the largest recall that its score
+allows at a planted precision of 0.98. The second table is about spoilt images: a tenth of the files blurred or made flat; flagged as blurred, dark, bright or without information. With `--out profile` the numbers also go to reports/<profile>/results/curation_peers.json.
 
 The peers are optional: pip install --no-deps imagededup cleanvision PyWavelets tabulate. imagededup's own network needs a download; where it cannot be had, its CNN method runs on our EfficientNet-lite0."""
-import argparse, contextlib, functools, io, logging, tempfile, time, warnings
+import argparse, contextlib, functools, io, logging, os, tempfile, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from fmnb.core import generator
-from fmnb.curation import blur, flat
+from fmnb.core import Run, atomic_write, generator, project_root
 from fmnb.data import load
-from fmnb.profiling import FAULT_NAMES, Item, decode, encode, measure, phash, quality_reasons, thresholds
+from fmnb.profiling import FAULT_NAMES, Item, Settings, blur, decode, encode, fault_probe, flat, measure, phash, probe_reasons, quality_reasons, thresholds
 from fmnb.vectors import EDITS, effnet_lite0, extractor_for, make_copies, near_copies, pixel_list, thumbnails
 
 def write(folder, images):
@@ -29,7 +28,7 @@ def our_hash(folder, paths):
     h = torch.from_numpy(phash(thumbnails(read(paths)))).float() * 2 - 1; rows = []
     for i in range(0, len(h), 2048):
         d = (64 - h[i:i+2048] @ h.T) / 2
-        a, b = (d <= 20).nonzero().unbind(1); rows.append(torch.stack([a + i, b, d[a, b].long()], 1)[b > a + i])
+        a, b = (d <= 12).nonzero().unbind(1); rows.append(torch.stack([a + i, b, d[a, b].long()], 1)[b > a + i])
     df = pd.DataFrame(torch.cat(rows).numpy(), columns=["a", "b", "score"]); return df, df.score <= 4
 
 def our_vectors(folder, paths):
@@ -43,7 +42,7 @@ def named_pairs(found, sign):
 
 def dedup_hash(folder, paths):
     from imagededup.methods import PHash
-    df = named_pairs(PHash(verbose=False).find_duplicates(image_dir=str(folder), max_distance_threshold=20, scores=True, num_enc_workers=0, num_dist_workers=0), 1)
+    df = named_pairs(PHash(verbose=False).find_duplicates(image_dir=str(folder), max_distance_threshold=12, scores=True, num_enc_workers=0, num_dist_workers=0), 1)
     return df, df.score <= 10
 
 @functools.cache
@@ -53,7 +52,16 @@ def dedup_network():
     except Exception: return CNN(verbose=False, model_config=lite0_model())
 
 def dedup_cnn(folder, paths):
-    df = named_pairs(dedup_network().find_duplicates(image_dir=str(folder), min_similarity_threshold=.5, scores=True, num_enc_workers=0, num_sim_workers=0), -1)
+    "Its own search up to 10,000 files. Above, its matrix of similarities needs 4 N^2 bytes (10 GB at 50,000), so its encodings are compared in blocks, which is faster than its own loop."
+    net = dedup_network()
+    if len(paths) <= 10_000:
+        df = named_pairs(net.find_duplicates(image_dir=str(folder), min_similarity_threshold=.5, scores=True, num_enc_workers=0, num_sim_workers=0), -1); net.cosine_scores = None
+        return df, df.score <= -.9
+    found = net.encode_images(image_dir=str(folder), num_enc_workers=0); x = torch.nn.functional.normalize(torch.from_numpy(np.stack([found[p.name] for p in paths])).float(), dim=1); rows = []
+    for i in range(0, len(x), 1024):
+        sim = x[i:i+1024] @ x.T; a, b = (sim >= .85).nonzero().unbind(1); up = b > a + i
+        rows.append((a[up] + i, b[up], -sim[a[up], b[up]]))
+    df = pd.DataFrame({k: torch.cat(v).numpy() for k, v in zip(("a", "b", "score"), zip(*rows))})
     return df, df.score <= -.9
 
 def lite0_model():
@@ -71,10 +79,16 @@ def clean_hash(folder, paths):
     df = pd.DataFrame([(a, b, 0) for s in ids for i, a in enumerate(s) for b in s[i+1:]], columns=["a", "b", "score"]).drop_duplicates(["a", "b"])
     return df, df.score <= 0
 
+SAME = ("blurred", "flat", "too dark", "too bright", "little information")
+
 def our_quality(folder, paths):
-    t, _ = measure(Item(p.name, p.read_bytes()) for p in paths); b = thresholds(t)
-    names = tuple(FAULT_NAMES[k][0] for k in b if FAULT_NAMES[k][0] in ("blurred", "flat", "too dark", "too bright", "little information"))
-    return np.array([any(n in q for n in names) for q in quality_reasons(t, b)])
+    t, _ = measure((Item(p.name, p.read_bytes()) for p in paths), Settings(probe=0)); b = thresholds(t)
+    b = {k: v for k, v in b.items() if FAULT_NAMES[k][0] in SAME}
+    return np.array([bool(q) for q in quality_reasons(t, b)])
+
+def our_probe(folder, paths):
+    items = [Item(p.name, p.read_bytes()) for p in paths]; t, _ = measure(items); probe, p = fault_probe(t, items)
+    return np.array([r.split(" (")[0] in SAME for r in (probe_reasons(probe, p) if probe else [""] * len(t))])
 
 def clean_quality(folder, paths):
     from cleanvision import Imagelab
@@ -82,54 +96,72 @@ def clean_quality(folder, paths):
     lab = Imagelab(data_path=str(folder), verbose=False); lab.find_issues({k: {} for k in kinds}, n_jobs=1, verbose=False)
     return lab.issues.sort_index()[[f"is_{k}_issue" for k in kinds]].any(axis=1).to_numpy()
 
+def cpu_seconds():
+    "CPU seconds of this process and of the children that have ended (imagededup starts some)."
+    return sum(os.times()[:4])
+
 def timed(f, folder, paths):
-    "Result and seconds of a call that keeps its prints to itself, or (None, why). A first call on forty files loads what has to be loaded."
+    "Result and CPU seconds of a call (all its threads; a busy machine does not change them) that keeps its prints to itself, or (None, why). A first call on forty files loads what has to be loaded."
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore"); few = [folder.parent/f"{folder.name}_few"/p.name for p in paths[:40]]; few[0].parent.mkdir(exist_ok=True)
             for p, q in zip(paths, few): q.write_bytes(p.read_bytes())
-            f(few[0].parent, few); start = time.perf_counter(); out = f(folder, paths)
-            return out, time.perf_counter() - start
+            f(few[0].parent, few); start = cpu_seconds(); out = f(folder, paths)
+            return out, cpu_seconds() - start
     except ImportError as e: return None, f"not installed ({e.name})"
 
-def copies_table(originals, folder, seed=0):
+def record(run, name, **values):
+    "The numbers of one contender as results rows; units by name."
+    if run:
+        for k, v in values.items(): run.row(f"{name}_{k}", v, "1/s" if k == "images_per_s" else "", None if k == "speed_ratio" else True, note="ours / it" if k == "speed_ratio" else "images per CPU second" if k == "images_per_s" else "")
+
+def copies_table(originals, folder, run=None, seed=0):
     made, truth = make_copies(originals, round(.28 * len(originals)), seed)
     paths, n = write(folder, originals + made), len(originals) + len(made)
     source = np.r_[np.arange(len(originals)), truth.source]
-    print(f"{len(originals)} images and {len(made)} copies by {len(EDITS)} edits\n\n| method | images/s | ours / it | recall | precision | recall at precision 0.98 |\n|---|---|---|---|---|---|")
+    print(f"{len(originals)} images and {len(made)} copies by {len(EDITS)} edits\n\n| method | images/s | ours / it | recall | precision | planted precision | recall at precision 0.98 |\n|---|---|---|---|---|---|---|")
     cnn, _ = timed(lambda *_: dedup_network().model_config.name, folder, paths)
-    rows = {"fmnb hash (64 bits, <= 4)": (our_hash, None), "imagededup PHash (<= 10)": (dedup_hash, 0), "cleanvision pHash (equal)": (clean_hash, 0),
-            "fmnb vectors + registration": (our_vectors, None), f"imagededup CNN, {cnn} (>= 0.9)": (dedup_cnn, 1)}
+    rows = {"fmnb hash (64 bits, <= 4)": (our_hash, None, "fmnb_hash"), "imagededup PHash (<= 10)": (dedup_hash, 0, "imagededup_hash"), "cleanvision pHash (equal)": (clean_hash, 0, "cleanvision_hash"),
+            "fmnb vectors + registration": (our_vectors, None, "fmnb_vectors"), f"imagededup CNN, {cnn} (>= 0.9)": (dedup_cnn, 1, "imagededup_cnn")}
     speed = []
-    for name, (f, rival) in rows.items():
+    for name, (f, rival, key) in rows.items():
         out, s = timed(f, folder, paths)
-        if out is None: print(f"| {name} | {s} | | | | |"); continue
+        if out is None: print(f"| {name} | {s} | | | | | |"); continue
         df, flagged = out; same, flagged = (source[df.a] == source[df.b]), flagged.to_numpy(bool)
         if rival is None: speed.append(n / s)
-        o = np.argsort(df.score.to_numpy(), kind="stable"); hit = same[o].cumsum(); sc = df.score.to_numpy()[o]; last = np.r_[sc[1:] != sc[:-1], True] & (sc < 9)
+        planted = ((df.a >= len(originals)) | (df.b >= len(originals))).to_numpy(); mine = same[flagged & planted]
+        o = np.argsort(df.score.to_numpy(), kind="stable"); o = o[planted[o]]; hit = same[o].cumsum(); sc = df.score.to_numpy()[o]; last = np.r_[sc[1:] != sc[:-1], True] & (sc < 9)
         top = max((hit / len(made))[last & (hit / np.arange(1, len(o) + 1) >= .98)], default=0)
-        print(f"| {name} | {n / s:.0f} | {'' if rival is None else f'{speed[rival] / (n / s):.2f}'} | {same[flagged].sum() / len(made):.3f} | {same[flagged].mean() if flagged.any() else 0:.3f} | {top:.3f} |", flush=True)
+        v = dict(images_per_s=n / s, recall=same[flagged].sum() / len(made), precision=same[flagged].mean() if flagged.any() else 0, precision_planted=mine.mean() if len(mine) else 0, recall_at_98=top)
+        if rival is not None: v["speed_ratio"] = speed[rival] / (n / s)
+        record(run, key, **v); ratio = f"{v['speed_ratio']:.2f}" if "speed_ratio" in v else ""
+        print(f"| {name} | {n / s:.0f} | {ratio} | {v['recall']:.3f} | {v['precision']:.3f} | {v['precision_planted']:.3f} | {top:.3f} |", flush=True)
 
-def quality_table(originals, folder, seed=0):
+def quality_table(originals, folder, run=None, seed=0):
     rng = np.random.default_rng(seed); bad = rng.permutation(len(originals))[:len(originals) // 10]; images = list(originals); truth = np.zeros(len(images), bool); truth[bad] = True
     for j, i in enumerate(bad): images[i] = np.ascontiguousarray((blur, flat)[j % 2](images[i], rng))
     paths, speed = write(folder, images), None
     print(f"\n{len(images)} images, {len(bad)} of them blurred or flat\n\n| method | images/s | ours / it | recall | precision |\n|---|---|---|---|---|")
-    for name, f in {"fmnb signals (eight, with hash and decoding)": our_quality, "cleanvision (blurry, low information, dark, light)": clean_quality}.items():
+    for name, (f, key) in {"fmnb signals and bounds (with hash and decoding)": (our_quality, "fmnb_bounds"), "fmnb signals and fault probe": (our_probe, "fmnb_probe"),
+                           "cleanvision (blurry, low information, dark, light)": (clean_quality, "cleanvision_quality")}.items():
         out, s = timed(f, folder, paths)
         if out is None: print(f"| {name} | {s} | | | |"); continue
-        speed = speed or len(paths) / s
-        print(f"| {name} | {len(paths) / s:.0f} | {'' if f is our_quality else f'{speed * s / len(paths):.2f}'} | {out[truth].mean():.3f} | {truth[out].mean() if out.any() else 0:.3f} |", flush=True)
+        speed = speed or len(paths) / s; v = dict(images_per_s=len(paths) / s, recall=out[truth].mean(), precision=truth[out].mean() if out.any() else 0)
+        if f is clean_quality: v["speed_ratio"] = speed / v["images_per_s"]
+        record(run, key, **v); ratio = f"{v['speed_ratio']:.2f}" if "speed_ratio" in v else ""
+        print(f"| {name} | {len(paths) / s:.0f} | {ratio} | {v['recall']:.3f} | {v['precision']:.3f} |", flush=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--n", type=int, default=5000); p.add_argument("--data", default="cifar10"); p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--n", type=int, default=5000); p.add_argument("--data", default="cifar10"); p.add_argument("--threads", type=int, default=1); p.add_argument("--out", default="", help="a profile, such as curation: the numbers are published in its report")
     args = p.parse_args(); torch.set_num_threads(args.threads)
     d = load(args.data); d = d.subset(torch.randperm(len(d), generator=generator(0, 11))[:args.n].sort().values)
     originals = pixel_list(d.u8.permute(0, 2, 3, 1).numpy())
     print(f"{args.data}, {args.threads} thread(s), torch {torch.__version__}; 'ours / it' is how many times as many images a second ours handles (below 1: ours is slower)\n")
-    for table in (copies_table, quality_table):
-        with tempfile.TemporaryDirectory() as tmp: (folder := Path(tmp)/"images").mkdir(); table(originals, folder)
+    run = Run("curation_peers", args.out, n=args.n, data=args.data, threads=args.threads) if args.out else None
+    for table in (quality_table, copies_table):
+        with tempfile.TemporaryDirectory() as tmp: (folder := Path(tmp)/"images").mkdir(); table(originals, folder, run)
+    if run: run.finish(); atomic_write(project_root()/"reports"/args.out/"results"/"curation_peers.json", (run/"results.json").read_bytes())
 
 if __name__ == "__main__": main()
