@@ -27,7 +27,7 @@ def dyna_rs(n: int, step: int, dynamic_steps: int, a: float = 4.0, b: float = 1.
     g = torch._standard_gamma(torch.tensor([1 + (a - 1) * c, 1 + (b - 1) * c]).double()[:, None].expand(2, n).contiguous(), generator=gen)
     return (low + (high - low) * g[1] / g.sum(0)).float()
 
-# %% ../nbs/42_rewards.ipynb #65d436dd
+# %% ../nbs/42_rewards.ipynb #bf268c64
 class LoRA(nn.Module):
     "A frozen linear layer plus `scale` times a low-rank update B A (Hu et al. 2021), B zero at first. `scale` is set from outside."
     def __init__(self, base: nn.Linear, rank: int = 4):
@@ -44,6 +44,7 @@ def add_lora(net: nn.Module, rank: int = 4) -> nn.Module:
             if isinstance(child, nn.Linear) and not isinstance(m, LoRA): setattr(m, name, LoRA(child, rank))
     return net
 
+# %% ../nbs/42_rewards.ipynb #4a07fe10
 class AtScale:
     "A velocity: the adapted network with its adapters at `scale`; DMDR's critic has a constant, its teacher `scale_r * cosine_fade(step, dynamic_steps)`."
     def __init__(self, net: nn.Module, scale: float): self.net, self.scale = net, scale
