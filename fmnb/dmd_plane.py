@@ -94,7 +94,7 @@ def flow_particles(x: Tensor, teacher, y: int, alpha: float, steps: int, rate: f
         x = x + rate * (dm * ("dm" in parts) + ca * ("ca" in parts))
         yield x
 
-# %% ../nbs/39_dmd_plane.ipynb #a2214763
+# %% ../nbs/39_dmd_plane.ipynb #71df026b
 @dataclass
 class GaussianPair:
     "An exact teacher in d dimensions: N(0, s_c^2) under label 0 and N(0, s_u^2) under the null label 1."
@@ -107,6 +107,7 @@ class GaussianPair:
         return (t * s2 - (1 - t)) / (t**2 * s2 + (1 - t)**2) * x
     def sample_labelled(self, n: int, gen=None): return self.s_c * torch.randn(n, self.d, generator=gen), torch.zeros(n, dtype=torch.int64)
 
+# %% ../nbs/39_dmd_plane.ipynb #711fc4fd
 def pair_fixed_point(s_c: float, s_u: float, alpha: float, dm_range=(0.02, 0.98), ca_range=(0.02, 0.98), normaliser: str = "none") -> tuple[float, float]:
     "The deviation a at which dm + ca rest on a `GaussianPair` (0 where dm cannot hold it), and the largest alpha that dm holds; normalisers 'none' and 'score'."
     (t, w), (t_ca, w_ca) = (gauss_legendre(100, *r) for r in (dm_range, ca_range))
@@ -117,7 +118,7 @@ def pair_fixed_point(s_c: float, s_u: float, alpha: float, dm_range=(0.02, 0.98)
     for _ in range(60): mid = (lo + hi) / 2; lo, hi = (mid, hi) if mean(mid, t, w) > own + (alpha - 1) * push else (lo, mid)
     return (hi**.5 if hi > 1e-12 else 0.), 1 + (mean(0., t, w) - own) / push
 
-# %% ../nbs/39_dmd_plane.ipynb #3e1d967f
+# %% ../nbs/39_dmd_plane.ipynb #e520a7be
 def train_affine(teacher, y: int, alpha: float, steps: int = 300, batch: int = 256, lr: float = 0.05, normaliser: str = "none", schedule: str = "independent", d: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
     "The student x = A z + b trained from A = I, b = 0 by `deltas` and the proxy loss with its own exact score as critic; returns A (d, d), b (d,), float64, averaged over the last third."
     A, b = torch.eye(d, dtype=torch.float64).requires_grad_(), torch.zeros(d, dtype=torch.float64).requires_grad_()
@@ -132,6 +133,7 @@ def train_affine(teacher, y: int, alpha: float, steps: int = 300, batch: int = 2
         if i >= 2 * steps // 3: tail.append((A.detach().clone(), b.detach().clone()))
     return tuple(torch.stack(p).mean(0) for p in zip(*tail))
 
+# %% ../nbs/39_dmd_plane.ipynb #4e0c0f0e
 def best_affine(teacher, y: int, alpha: float, nodes: int = 10, half: float = 5.0, n: int = 101) -> tuple[Tensor, Tensor]:
     "The affine student that minimises F with x1-differences (weight (1 - tau)^2 / tau^2), by L-BFGS on sums over a grid: no samples, no proxy."
     A, b = torch.eye(2, dtype=torch.float64).requires_grad_(), torch.zeros(2, dtype=torch.float64).requires_grad_()
@@ -165,7 +167,7 @@ class LabelNets(EnsembleMLP):
             for i, p in enumerate(theirs): mine[i] = nn.Parameter(p.detach().repeat(times, 1, 1))
         return out
 
-# %% ../nbs/39_dmd_plane.ipynb #42bc54af
+# %% ../nbs/39_dmd_plane.ipynb #3868bd0b
 @dataclass
 class Variant:
     "One way to distil, named as in notebook 38. `dm`, `ca` weigh the two terms; `instead` puts 'mean_variance' or 'gan' in dm's place with weight `strength`."
@@ -179,6 +181,7 @@ class Variant:
     instead: str = ""
     strength: float = 1.0
 
+# %% ../nbs/39_dmd_plane.ipynb #c63ad8b3
 def rollout(student: Callable, variants: list[Variant], seeds: int, y: Tensor, gen, upto: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Backward simulation of all variants at once, labels y (V S B,): every seed has the same noise in all variants. `upto` (V, S) is the step at which each stops, by default its last.
 
@@ -216,7 +219,7 @@ def distil_plane(students: LabelNets, critics: LabelNets, teacher, variants: lis
         opts[0].zero_grad(); loss.backward(); opts[0].step()
         yield rec | dict(critic_loss=err.detach().view(V, S))
 
-# %% ../nbs/39_dmd_plane.ipynb #49563d34
+# %% ../nbs/39_dmd_plane.ipynb #82fab9a2
 def student_losses(x, t, y, critics, teacher, variants, S, g, judge, gans) -> tuple[Tensor, dict]:
     "The summed loss of all students, and what to watch, (V, S) each."
     V = len(variants); B, state, loss, watch = len(x) // (V * S), g.get_state(), 0., []
@@ -235,6 +238,7 @@ def student_losses(x, t, y, critics, teacher, variants, S, g, judge, gans) -> tu
         watch.append(dict(dm=m(dm), ca=m(ca), cos=nn.functional.cosine_similarity(dm, ca).view(S, -1).mean(1), std=xi.detach().view(S, -1, 2).std(1).mean(1)))
     return loss, {k: torch.stack([w[k] for w in watch]) for k in watch[0]}
 
+# %% ../nbs/39_dmd_plane.ipynb #f1cb7be6
 def judge_step(x, y, teacher, judge: Callable, opt, g):
     "One step of discriminators on noised samples (DMD2, sec. 4.3): real ones of the same labels against the students' x."
     real, tau, noise = teacher.sample(len(x), g, y).to(x), .02 + .96 * torch.rand(len(x), generator=g), torch.randn(x.shape, generator=g)
