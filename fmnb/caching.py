@@ -31,7 +31,7 @@ class Rule:
             if getattr(self, name) not in known: raise UserError(f"a rule's {name} is '{getattr(self, name)}' but must be one of {', '.join(known)}")
     def matches(self, name, branch): return fnmatchcase(name, self.sites) and fnmatchcase(branch, self.branches)
 
-# %% ../nbs/47_cache_session.ipynb #792116a7
+# %% ../nbs/47_cache_session.ipynb #c832f64b
 class Slot:
     "What one site of one branch has stored: tensors and their places, oldest first."
     def __init__(self): self.ring, self.taus, self.like, self.asked = [], [], None, -1
@@ -55,15 +55,15 @@ class Session:
         if len(ends) > 1: raise UserError(f"the rules leave out different blocks of the span, {' and '.join(map(str, sorted(ends)))}; a session has one span")
         self.ends, self.i, self.t, self.broken = next(iter(ends), (0, 0)), -1, 0., False
         self.slots, self.groups, self.taps, self.fresh, self.stack, self.active, self.used, self._rule = {}, {}, {}, {}, [], {}, set(), {}
-        self.calls, self.saved, self.ran, self.forecasts, self.peak = {}, {}, {}, 0., 0
+        self.calls, self.saved, self.ran, self.forecasts, self.held, self.peak = {}, {}, {}, 0., 0, 0
 
-# %% ../nbs/47_cache_session.ipynb #0018531f
+# %% ../nbs/47_cache_session.ipynb #1c78ff8a
 @patch
 def step(self: Session, i, t=None, x=None):
     "Begin step `i` at time `t` with the state `x`. Steps come in order, once each; `i` = n ends the run and frees what was stored."
     if self.broken or i != self.i + 1: raise UserError(f"step {i} after step {self.i}{' of a run that was interrupted' if self.broken else ''}: a cache session serves one run from its first step; make a new Session")
     if self.ts and t is not None and abs(t - self.ts[i]) > 1e-5: raise UserError(f"step {i} is at t = {t:.4f}, but the session was made for a grid with {self.ts[i]:.4f} there; give it the solver's times")
-    self.i, self.t, self.taps, self.fresh = i, i / self.n if t is None else t, {"x": lambda: x}, {}
+    self.i, self.t, self.taps, self.fresh, self.weights = i, i / self.n if t is None else t, {"x": lambda: x}, {}, {}
     if i == self.n:
         self.close()
         if idle := [r for r in self.rules if r not in self.used]:
@@ -93,7 +93,7 @@ def tap(self: Session, name, fn, branch="joint"):
     "Offer a signal that is computed when a policy asks, at most once a step."
     self.taps[branch, name] = fn
 
-# %% ../nbs/47_cache_session.ipynb #7219213d
+# %% ../nbs/47_cache_session.ipynb #590102fb
 @patch
 def enter(self: Session, name, x, branch) -> Slot:
     "The slot of a site, or the `UserError` that says why it must not be asked."
@@ -102,6 +102,7 @@ def enter(self: Session, name, x, branch) -> Slot:
     if slot.asked == self.i: raise UserError(f"site {name} was called twice in step {self.i}: wrap the model in Cached so that guidance names its branches, and use a solver with one call a step")
     if self.active.get(branch, self.i) < self.i - 1:
         for (b, _), s in self.slots.items(): s.clear() if b == branch else None
+        self.held = sum(s.bytes() for s in self.slots.values())
     if slot.ring and slot.like != kind: raise UserError(f"site {name} now gets {kind} but has stored what belongs to {slot.like}; make a new Session for another batch, size, dtype or device")
     slot.asked = self.active[branch] = self.i
     if not self.stack: self.calls[name] = self.calls.get(name, 0) + (1 if x is None else len(x))
@@ -145,7 +146,7 @@ def site(self: Session, name, fn, x=None, sign=1, branch="joint"):
     if first: rule.policy.saw(g.now, g.mem, real.detach(), g.tap)
     return real
 
-# %% ../nbs/47_cache_session.ipynb #3e287701
+# %% ../nbs/47_cache_session.ipynb #643a26a9
 @patch
 def compute(self: Session, name, fn, rule, x, branch):
     "Call `fn`; whatever it raises ends the session."
@@ -161,16 +162,17 @@ def compute(self: Session, name, fn, rule, x, branch):
 def store(self: Session, rule: Rule, slot: Slot, out, base, x):
     "Remember a computed output at its place; the oldest beyond what the predictor keeps is dropped."
     if base is not None and base.shape != out.shape: raise UserError(f"the rule for '{rule.sites}' stores a {rule.target}, but input {tuple(base.shape)} and output {tuple(out.shape)} differ in shape; use target='output'")
-    value = (out if base is None else out - base).detach()
+    value, before = (out if base is None else out - base).detach(), slot.bytes()
     slot.ring.append(value if rule.dtype is None else value.to(rule.dtype)); slot.taus.append(float(self.i) if rule.coord == "step" else self.t)
     del slot.ring[:-rule.predictor.keep], slot.taus[:-rule.predictor.keep]
     slot.like, slot.out = None if x is None else (tuple(x.shape), x.dtype, x.device), out.dtype
-    self.peak = max(self.peak, sum(s.bytes() for s in self.slots.values()))
+    self.held += slot.bytes() - before; self.peak = max(self.peak, self.held)
 
 @patch
 def forecast(self: Session, rule: Rule, slot: Slot, base):
     "The predictor's guess for now."
-    w = rule.predictor.weights(slot.taus, float(self.i) if rule.coord == "step" else self.t)
+    if (key := (id(rule), *slot.taus)) not in self.weights: self.weights[key] = rule.predictor.weights(slot.taus, float(self.i) if rule.coord == "step" else self.t)
+    w = self.weights[key]                                          # all sites of a rule have the same places, and so the same weights
     out = rule.predictor.apply(slot.ring, w)
     self.forecasts += 2 * out.numel() * (sum(map(bool, w)) - (list(w)[-1:] == [1.] and sum(map(bool, w)) == 1) + (base is not None) if not isinstance(w[0], list) else 2 * len(slot.ring))
     return (out if base is None else out + base).to(slot.out)
