@@ -42,8 +42,9 @@ class Guidance:
     def main(self, x: Tensor, t: Tensor, **cond) -> Tensor: raise NotImplementedError
     def reference(self, x: Tensor, t: Tensor, **cond) -> Tensor: raise NotImplementedError
     def both(self, x: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor]: return self.main(x, t, **cond), self.reference(x, t, **cond)
-    def ask(self, velocity, *args, times: int = 1, **cond) -> Tensor:
-        "Call `velocity` and count its forwards, `times` over (a batch that holds the samples twice)."
+    def ask(self, velocity, *args, branch: str, times: int = 1, **cond) -> Tensor:
+        "Call `velocity`, told which `branch` asks if it has a method `on_branch`, and count its forwards, `times` over (a batch that holds the samples twice)."
+        if hasattr(velocity, "on_branch"): velocity = velocity.on_branch(branch)
         v = velocity(*args, **cond)
         self.spent += times * getattr(velocity, "forwards", 1)
         return v
@@ -70,25 +71,25 @@ class Guided(Guidance):
 
     `w` is a float (1 = none); `null` the label that means no label; `joint` asks both branches in one batch of 2B (conditional half first), else one after the other.
     Tensors in `cond` with B rows are doubled with it, everything else is passed on. Further options are those of `Guidance`;
-    outside its `interval` the batch is B, not 2B, which a cache of activations must expect."""
+    outside its `interval` the batch is B, not 2B. A velocity with a method `on_branch` (`fmnb.caching.Cached`) is told "cond", "uncond" or "joint"."""
     def __init__(self, velocity, w: float, null: int, joint: bool = True, **options):
         super().__init__(w, **options); self.velocity, self.null, self.joint = velocity, null, joint
     def expected(self) -> int: return (1 if self.w in (0., 1.) else 2) * getattr(self.velocity, "forwards", 1)
     def __call__(self, x: Tensor, t: Tensor, *, y: Tensor, **cond) -> Tensor: return super().__call__(x, t, y=y, **cond)
-    def main(self, x, t, **cond): return self.ask(self.velocity, x, t, **cond)
-    def reference(self, x, t, *, y, **cond): return self.ask(self.velocity, x, t, y=torch.full_like(y, self.null), **cond)
+    def main(self, x, t, **cond): return self.ask(self.velocity, x, t, branch="cond", **cond)
+    def reference(self, x, t, *, y, **cond): return self.ask(self.velocity, x, t, branch="uncond", y=torch.full_like(y, self.null), **cond)
     def both(self, x, t, *, y, **cond):
         if not self.joint: return super().both(x, t, y=y, **cond)
         twice = {k: torch.cat([c, c]) if isinstance(c, Tensor) and c.ndim and len(c) == len(x) else c for k, c in cond.items()}
-        return self.ask(self.velocity, torch.cat([x, x]), torch.cat([t, t]), times=2, y=torch.cat([y, torch.full_like(y, self.null)]), **twice).chunk(2)
+        return self.ask(self.velocity, torch.cat([x, x]), torch.cat([t, t]), branch="joint", times=2, y=torch.cat([y, torch.full_like(y, self.null)]), **twice).chunk(2)
 
 # %% ../nbs/26_guidance.ipynb #7169871a
 class AutoGuided(Guidance):
     "Autoguidance (Karras et al. 2024): `weak` + w (`velocity` - `weak`), two networks on the same condition. The options are those of `Guidance`; a call costs a forward of each."
     def __init__(self, velocity, weak, w: float, **options): super().__init__(w, **options); self.velocity, self.weak = velocity, weak
     def expected(self) -> int: return sum(getattr(v, "forwards", 1) for v, off in ((self.velocity, 0.), (self.weak, 1.)) if self.w != off)
-    def main(self, x, t, **cond): return self.ask(self.velocity, x, t, **cond)
-    def reference(self, x, t, **cond): return self.ask(self.weak, x, t, **cond)
+    def main(self, x, t, **cond): return self.ask(self.velocity, x, t, branch="cond", **cond)
+    def reference(self, x, t, **cond): return self.ask(self.weak, x, t, branch="weak", **cond)
 
 # %% ../nbs/26_guidance.ipynb #a83f168d
 def tilted_log_density(oracle, x: Tensor, y: int, w: float, t: Tensor | None = None) -> Tensor:

@@ -6,8 +6,8 @@
 __all__ = ['TRAINING_IMAGES', 'step_flops', 'muon_flops', 'meta_dit', 'train_flops', 'distill_flops', 'sampling_flops', 'stepped',
            'teacher_state', 'student_state', 'n_bytes', 'file_bytes', 'state_bytes', 'dit_bytes', 'activations',
            'memory', 'Rate', 'matmul_rate', 'make_rate', 'Line', 'data_facts', 'configs', 'cache_settings',
-           'parameters_of', 'cost_lines', 'forwards', 'samples_bytes', 'plan_teacher', 'plan_distill', 'plan_caching',
-           'published', 'plan', 'show_value', 'plan_text', 'plan_cli']
+           'parameters_of', 'cache_controls', 'cost_lines', 'forwards', 'samples_bytes', 'plan_teacher', 'plan_distill',
+           'plan_caching', 'published', 'plan', 'show_value', 'plan_text', 'plan_cli']
 
 # %% ../nbs/62_plan.ipynb #d606a3fe
 import argparse, json, math, time
@@ -186,7 +186,7 @@ def configs(full: dict, profile: str = "the profile") -> dict:
 # %% ../nbs/62_plan.ipynb #d81e0150
 def cache_settings(p: dict) -> list[tuple]:
     "The samplers that 50_caching compares, as (steps, cached part, interval)."
-    out = [(p["sample_steps"], "", 1)] + [(p["sample_steps"], part, k) for part in ("attention", "trunk") for k in p[part]] + [(k, "", 1) for k in p["fewer"]]
+    out = [(p["sample_steps"], "", 1)] * 2 + [(p["sample_steps"], part, k) for part in ("attention", "trunk") for k in p[part]] + [(k, "", 1) for k in p["fewer"]]
     if wrong := [min(s, k) for s, _, k in out if min(s, k) < 1]: raise UserError(f"50_caching: steps and intervals must be at least 1, not {wrong[0]}")
     return out
 
@@ -195,6 +195,11 @@ def parameters_of(profile: str, sets=(), root=None, nbs=None) -> dict:
     root = Path(root or project_root()); nbs = nbs or notebooks(root); p = read_profile(profile, nbs, root)
     mine = [n for n in nbs if n.name in p["stages"]]; stages = apply_sets(list(sets), mine, p["stages"])
     return {n.name: n.defaults | dict(profile=profile) | stages[n.name] for n in mine}
+
+def cache_controls(p: dict) -> list[tuple]:
+    "What it samples once more for comparison: forecasts of the trunk, random schedules, the unconditional branch (as if never skipped), AB2 with its Heun step."
+    n, t = p["sample_steps"], p["trunk"]
+    return [(n, "trunk", k) for k in t * 2 + [t[min(1, len(t) - 1)]] * 3] + [(n, "", 1)] * len(t) + [(k + 1, "", 1) for k in p["fewer"] + [2 * n]]
 
 # %% ../nbs/62_plan.ipynb #0ebb70f0
 def cost_lines(stage: str, rate: Rate, training: float, sampling: float, parts: dict, disk: int, every: str = "") -> list[Line]:
@@ -247,8 +252,8 @@ def plan_distill(stage: str, full: dict, c: dict, rate: Rate, dtype, fused: bool
 def plan_caching(full: dict, c: dict, rate: Rate, stage="50_caching") -> list[Line]:
     "The lines of 50_caching: forwards only, without gradients."
     p, cfg, settings = full[stage], c["model"], c[stage]
-    once = sum(sampling_flops(cfg, min(4, s), *rule) + p["repeats"] * sampling_flops(cfg, s, *rule) for s, *rule in settings)
-    return [Line(stage, "settings", len(settings), note=f"{p['n']} images, {p['repeats']} repeats"), *cost_lines(stage, rate, 0, once * p["n"] * forwards(full["33_scaled_dit"]["w"]), {}, 0)]
+    once = sum(sampling_flops(cfg, min(4, s), *rule) + p["repeats"] * sampling_flops(cfg, s, *rule) for s, *rule in settings) + sum(sampling_flops(cfg, *rule) for rule in cache_controls(p))
+    return [Line(stage, "settings", len(settings), note=f"{p['n']} images, {p['repeats']} repeats; {len(cache_controls(p))} controls once"), *cost_lines(stage, rate, 0, once * p["n"] * forwards(full["33_scaled_dit"]["w"]), {}, 0)]
 
 # %% ../nbs/62_plan.ipynb #77b91d84
 def published(stage: str, profile: str, parameters: dict, root: Path) -> list[Line]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Z_IMAGE', 'S3Config', 'positions', 'rope_axes', 'Norm', 'S3Attention', 'FeedForward', 'S3Block', 'TimeCondition',
-           'S3DiT', 'from_diffusers', 's3_flops', 'load_s3']
+           'S3DiT', 'from_diffusers', 's3_flops', 's3_site_flops', 'load_s3']
 
 # %% ../nbs/35_single_stream.ipynb #bc94f476
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .core import UserError, load_tensors, load_weights
-from .dit import OFF, attend, rotate
+from .dit import OFF, attend, attend_by_parts, rotate, run_blocks
 
 # %% ../nbs/35_single_stream.ipynb #992821af
 @dataclass
@@ -116,11 +116,24 @@ class S3Block(nn.Module):
         if modulated: nn.init.zeros_(self.ada.weight); nn.init.zeros_(self.ada.bias)
     def attention(self, h, scale, rope): return self.attn_out(self.attn(self.attn_in(h) * (1 + scale), rope))
     def feedforward(self, h, scale): return self.mlp_out(self.mlp(self.mlp_in(h) * (1 + scale)))
-    def forward(self, h, c, rope, cache=OFF, name="block"):
+    def forward(self, h, c, rope, cache=OFF, name="block"): return cache.site(name, lambda: self._forward(h, c, rope, cache, name), h)
+    def _forward(self, h, c, rope, cache, name):
         s1, g1, s2, g2 = (0, 1, 0, 1) if self.ada is None else self.ada(c).to(h.dtype)[:, None].chunk(4, -1)      # each (B, 1, width)
         if self.ada is not None: g1, g2 = self.gate(g1), self.gate(g2)
-        h = h + g1 * cache.site(f"{name}.attn", lambda: self.attention(h, s1, rope))
-        return h + g2 * cache.site(f"{name}.mlp", lambda: self.feedforward(h, s2))
+        h = h + g1 * cache.site(f"{name}.attn", lambda: self.cached_attention(h, s1, rope, cache, f"{name}.attn.probs"), h)
+        return h + g2 * cache.site(f"{name}.mlp", lambda: self.feedforward(h, s2), h)
+
+# %% ../nbs/35_single_stream.ipynb #c0a4e1c0
+@patch
+def cached_attention(self: S3Block, h, scale, rope, cache, name):
+    "`attention`, by parts if the cache has a rule for the probabilities `name`."
+    if not cache.wants(name): return self.attention(h, scale, rope)
+    return self.attn_out(attend_by_parts(self.attn, self.attn_in(h) * (1 + scale), rope, cache, name))
+
+@patch
+def modulated(self: S3Block, h, c):
+    "What the block's attention sees (TeaCache's signal)."
+    return self.attn_in(h) * (1 + self.ada(c).to(h.dtype)[:, None].chunk(4, -1)[0])
 
 # %% ../nbs/35_single_stream.ipynb #0f082bef
 class TimeCondition(nn.Module):
@@ -188,8 +201,7 @@ def rope(self: S3DiT, pos, dtype):
 @patch
 def trunk(self: S3DiT, h, c, rope, cache=OFF):
     "The stack: the row of tokens (B, N, width) to itself."
-    for i, block in enumerate(self.blocks): h = block(h, c, rope, cache, f"block{i}")
-    return h
+    return run_blocks(self.blocks, h, c, rope, cache=cache)
 
 # %% ../nbs/35_single_stream.ipynb #71450f5c
 @patch
@@ -205,6 +217,7 @@ def network(self: S3DiT, x, t, y, cache=OFF, lengths=None):
     rope_x, rope = self.rope(pos_x, img.dtype), self.rope(torch.cat([pos_x, pos_c]), img.dtype)
     for i, block in enumerate(self.noise): img = block(img, c, rope_x, cache, f"noise{i}")
     row = torch.cat([img, cond], 1)
+    cache.tap("mod", lambda row=row: self.blocks[0].modulated(row, c))
     row = cache.site("trunk", lambda: self.trunk(row, c, rope, cache), row)[:, :h * w]
     return self.unpatchify(self.head(self.norm(row) * (1 + self.ada(F.silu(c)).to(row.dtype)[:, None])), h, w)
 
@@ -267,6 +280,21 @@ def s3_flops(cfg: S3Config, height: int | None = None, width: int | None = None,
     parts = dict(condition=2 * L * cfg.cond_dim * C + cfg.refiners * block(full(L)), noise=cfg.refiners * block(full(N)), trunk=cfg.depth * block(full(N) + full(L)),
                  ada=(cfg.refiners + cfg.depth) * 8 * r * C + 2 * r * C, ends=4 * N * C * pix + 2 * cfg.time_hidden * (256 + r))
     return parts | dict(total=sum(parts.values()))
+
+# %% ../nbs/35_single_stream.ipynb #c0a4e1c1
+def s3_site_flops(cfg: S3Config, height: int | None = None, width: int | None = None, L: int | None = None, ends=(0, 0)) -> dict:
+    "FLOPs that skipping a site of an `S3DiT` saves, for one image: all that lies within. `v` is the whole forward, `ends` the blocks that `span` leaves out; the others are as for `s3_flops`."
+    f, C, L = s3_flops(cfg, height, width, L), cfg.width, L or cfg.class_tokens
+    full, ada = (lambda n: n + -n % cfg.pad_to), 8 * cfg.rank * C
+    n_img, n_cond = full((height or cfg.size) // cfg.patch * ((width or cfg.size) // cfg.patch)), full(L)
+    def block(name, n, ada):
+        mlp = (6 if cfg.ffn == "swiglu" else 4) * n * C * cfg.hidden
+        return {name: 8 * n * C * C + 4 * n * n * C + mlp + ada, name + ".attn": 8 * n * C * C + 4 * n * n * C, name + ".mlp": mlp, name + ".attn.probs": 4 * n * C * C + 2 * n * n * C}
+    one = block("one", n_img + n_cond, ada)["one"]
+    out = dict(v=f["total"], condition=f["condition"], trunk=cfg.depth * one, span=(cfg.depth - sum(ends)) * one)
+    for kind, count, n, extra in (("context", cfg.refiners, n_cond, 0), ("noise", cfg.refiners, n_img, ada), ("block", cfg.depth, n_img + n_cond, ada)):
+        for i in range(count): out |= block(f"{kind}{i}", n, extra)
+    return out
 
 # %% ../nbs/35_single_stream.ipynb #ff7a6af3
 def load_s3(path) -> S3DiT:
