@@ -195,12 +195,17 @@ def execute(path, out, parameters: dict, cwd, timeout=None):
 
 # %% ../nbs/60_runner.ipynb #a66012b0
 HEADLINES = {
-    "11_curation": "near_duplicate_recall near_duplicate_precision quality_fault_recall fd_raw fd_curated",
+    "11_curation": "near_duplicate_recall near_duplicate_precision quality_fault_recall quality_fault_precision",
+    "13_vectors": "near_copy_recall near_copy_precision_planted leakage_test_share",
+    "14_labels": "label_error_ap",
+    "16_engine": "peak_mb_500000 cost_exponent cpu_ms_per_image",
+    "17_does_it_pay": "fd_raw fd_curated fd_random_subset fd_clean accuracy_gain_curated_over_raw",
     "23_toy2d": "theorems_checked theorems_failed loglik_gap_nats",
     "28_toy2d_choices": "energy_distance_4_steps_condot_independent energy_distance_4_steps_condot_ot energy_distance_1_step_flow energy_distance_1_step_reflow_1",
     "32_evaluation": "judge_accuracy",
     "33_scaled_dit": "teacher_judge_accuracy teacher_fd floor_fd bits_per_dim train_images_per_s",
     "34_scaling_laws": "exponent_model_size exponent_data heldout_prediction_error",
+    "39_dmd_plane": "claims_hold claims_fail fixed_point_gap largest_alpha_held ed_class_hybrid_4 ed_class_coupled_4 ed_class_dm_only",
     "40_dmd": "decoupled_4nfe_judge_accuracy decoupled_4nfe_fd dmd2_4nfe_fd teacher_4nfe_fd fd_ratio_to_teacher speedup",
     "41_dmdr": "dmdr_4nfe_judge_accuracy dmdr_4nfe_fd dmdr_4nfe_reward",
     "50_caching": "best_speedup_at_2pct_fd fewer_steps_speedup_at_2pct_fd attention_only_speedup trunk_2_speedup trunk_2_error steps_25_error chain_speedup"}
