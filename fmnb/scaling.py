@@ -31,8 +31,8 @@ class Law:
         return self.beta / (self.alpha + self.beta)
 
 # %% ../nbs/34_scaling_laws.ipynb #scl00008
-def fit_law(N, D, L, huber: float = 1e-3) -> Law:
-    "Fit a `Law` to losses L of runs with N parameters and D images: Huber loss of log L, the best of several starts."
+def fit_law(N, D, L, huber: float = 1e-3, near: Law | None = None) -> Law:
+    "Fit a `Law` to losses L of runs with N parameters and D images: Huber loss of log L, the best of several starts, or from the law `near` alone."
     N, D, L = (np.asarray(v, float) for v in (N, D, L))
     if len(L) < 6: raise UserError(f"five constants cannot be fitted to {len(L)} trainings; train at least six")
     if not (np.isfinite(L).all() and (L > 0).all()): raise UserError("the losses must be positive numbers")
@@ -41,6 +41,7 @@ def fit_law(N, D, L, huber: float = 1e-3) -> Law:
         r = np.abs(logsumexp([np.full_like(n, p[0]), p[1] - p[2] * n, p[3] - p[4] * d], axis=0) - target)
         return np.where(r < huber, r**2 / 2, huber * (r - huber / 2)).sum() / huber
     starts = [(np.log(L.min() * e), np.log(L.min() * a), x, np.log(L.min() * a), y) for e in (.5, .95) for a in (.03, .3) for x in (.3, 1.) for y in (.3, 1.)]
+    if near: starts = [(np.log(near.E), np.log(near.A) - near.alpha * np.log(N.mean()), near.alpha, np.log(near.B) - near.beta * np.log(D.mean()), near.beta)]
     bounds = [(None, np.log(L.min()))] + [(None, None), (.01, 3.)] * 2
     p = min((minimize(objective, s, method="L-BFGS-B", bounds=bounds) for s in starts), key=lambda r: r.fun).x
     return Law(float(np.exp(p[0])), float(np.exp(p[1]) * N.mean() ** p[2]), float(p[2]), float(np.exp(p[3]) * D.mean() ** p[4]), float(p[4]))
