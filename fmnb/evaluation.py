@@ -129,7 +129,7 @@ def sample(velocity, labels, shape, steps: int = 50, w: float = 1.0, null: int =
         bar.update(len(y)); return solver(v, x.to(device()), ts, y=y.to(device())).cpu()
     def draw(x, y): return torch.cat([some(a, b) for a, b in zip(x.split(batch), y.split(batch))])
     if folder is None: out, nfe = draw(x0, labels), solver.nfe
-    else: out, nfe = _in_pieces(draw, solver, x0, labels, folder, piece, dict(steps=ts.tolist(), w=w, seed=seed, n=len(labels), solver=repr(solver), batch=batch))
+    else: out, nfe = _in_pieces(draw, solver, x0, labels, folder, piece, dict(steps=ts.tolist(), w=w, seed=seed, n=len(labels), solver=repr(solver), batch=batch, weights=_weights_of(velocity)))
     bar.close()
     return out, nfe
 
@@ -138,6 +138,10 @@ def balanced_labels(n: int, num_classes: int = 10):
     return torch.arange(n) % num_classes
 
 # %% ../nbs/32_evaluation.ipynb #32ext007
+def _weights_of(velocity) -> str:
+    "A digest of a model's weights; empty for a plain function."
+    return digest(velocity.state_dict()) if isinstance(velocity, nn.Module) else ""
+
 def _in_pieces(draw, solver, x0, labels, folder, piece: int, settings: dict):
     "What `draw` makes of noise and labels, a file of `piece` images at a time; a file of other settings is made anew."
     out = []
