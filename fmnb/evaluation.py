@@ -173,10 +173,12 @@ class Judge:
 
 # %% ../nbs/32_evaluation.ipynb #32ext006
 def load_judge(profile: str) -> tuple[Judge, Classifier]:
-    "The judge of a profile (with the test images as reference, and `train`: the `Moments` of its training images) and the rewarder, as stage 32_evaluation left them."
+    "The judge of a profile (with the test images as reference, and `train`: the `Moments` of its training images, where known) and the rewarder, as stage 32_evaluation left them."
     path = upstream("32_evaluation", profile)
     cfg = json.loads((path/"config.json").read_text())
-    test, net, (known, meta) = load(cfg["data"], "test", size=cfg["size"]), load_classifier(path/"judge.safetensors"), load_tensors(path/"reference.safetensors")
-    train = Moments(); train.n, train.mean, train._m2 = meta["n"], known["mean"], known["m2"]
-    same = digest(dict(x=test.u8)) == meta["test"]
-    return Judge(net, test, extractor_of(cfg.get("extractor", "classifier"), net), known["f"] if same else None, train), load_classifier(path/"rewarder.safetensors")
+    test, net, f, train = load(cfg["data"], "test", size=cfg["size"]), load_classifier(path/"judge.safetensors"), None, None
+    if (path/"reference.safetensors").exists():
+        known, meta = load_tensors(path/"reference.safetensors"); train = Moments()
+        train.n, train.mean, train._m2 = meta["n"], known["mean"], known["m2"]
+        if digest(dict(x=test.u8)) == meta["test"]: f = known["f"]
+    return Judge(net, test, extractor_of(cfg.get("extractor", "classifier"), net), f, train), load_classifier(path/"rewarder.safetensors")
