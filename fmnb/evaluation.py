@@ -120,13 +120,14 @@ def extractor_of(name: str, classifier: Classifier) -> Extractor:
 def sample(velocity, labels, shape, steps: int = 50, w: float = 1.0, null: int = 10, seed: int = 0, solver=None, batch: int = 50, ts=None, folder=None, piece: int = 500):
     """Images (N, *shape) for labels (N,), by `solver` (Euler) in `steps` steps with guidance `w`; returns them and the NFE of one sample.
 
-    With `folder` every `piece` images are kept there as a file, and a call with the same arguments takes up what is there: a long sampling may be interrupted."""
+    With `folder` every `piece` images are kept there as a file, and a call with the same arguments takes up what is there: a long sampling may be interrupted. The network runs in bfloat16 where the hardware multiplies in it, as in training."""
     solver, v = solver or Euler(), Guided(velocity, w, null)
     ts = uniform_grid(steps) if ts is None else ts
     x0 = torch.randn(len(labels), *shape, generator=generator(seed, 31337))
     bar = progress(len(labels), "sampling")
     def some(x, y):
-        bar.update(len(y)); return solver(v, x.to(device()), ts, y=y.to(device())).cpu()
+        bar.update(len(y))
+        with autocast(): return solver(v, x.to(device()), ts, y=y.to(device())).float().cpu()
     def draw(x, y): return torch.cat([some(a, b) for a, b in zip(x.split(batch), y.split(batch))])
     if folder is None: out, nfe = draw(x0, labels), solver.nfe
     else: out, nfe = _in_pieces(draw, solver, x0, labels, folder, piece, dict(steps=ts.tolist(), w=w, seed=seed, n=len(labels), solver=repr(solver), batch=batch, weights=_weights_of(velocity)))
