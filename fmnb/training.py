@@ -277,7 +277,7 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
-    made_of = dict(images=digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
+    made_of = dict(images=getattr(data, "identity", None) or digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
     return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(DiTConfig()) | asdict(TrainConfig()))
 
 # %% ../nbs/31_training.ipynb #31snap00
