@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'lr_scale', 'fm_loss', 't_bins', 'processes',
-           'shares', 'gather', 'add_up', 'NonFinite', 'guard', 'train', 'matmul_rate', 'measured_peak', 'means', 'fit',
-           'train_dit', 'images_seen', 'train_state', 'snapshots', 'recompute_blocks', 'to_tensorboard']
+           'shares', 'gather', 'add_up', 'sharded', 'whole', 'shard', 'NonFinite', 'guard', 'train', 'matmul_rate',
+           'measured_peak', 'means', 'fit', 'train_dit', 'images_seen', 'train_state', 'snapshots', 'recompute_blocks',
+           'to_tensorboard']
 
 # %% ../nbs/31_training.ipynb #e6da076b
 import json, math, os, time
@@ -120,7 +121,10 @@ def tensors(self: State) -> dict:
     return out
 
 @patch
-def save(self: State, path): save_tensors(path, self.tensors(), step=self.step, settings=self.settings)
+def save(self: State, path):
+    "Write the state; of several processes the first one does, and where the weights are sharded all must call it."
+    tensors = whole(self.tensors())
+    if processes()[0] == 0: save_tensors(path, tensors, step=self.step, settings=self.settings)
 
 @patch
 def resume(self: State, path) -> "State":
@@ -193,9 +197,34 @@ def gather(x):
 
 def add_up(grads):
     "Replace every gradient by its sum over all processes."
-    if processes()[1] == 1: return
+    if processes()[1] == 1 or sharded(): return
     flat = torch.cat([g.flatten() for g in grads]); torch.distributed.all_reduce(flat)
     for g, s in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(s.view_as(g))
+
+# %% ../nbs/31_training.ipynb #31fsdp01
+def sharded() -> bool:
+    "Whether the launcher asked for FSDP."
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and processes()[1] > 1
+
+def whole(tensors: dict) -> dict:
+    "Sharded tensors gathered; all processes must call it."
+    return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in tensors.items()}
+
+def shard(state: "State", cfg: TrainConfig):
+    "Deal weights, moments and averages of `state`, alike in all processes, to the processes: FSDP2 for every block and for the rest. Gradients are summed, as in `add_up`."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
+    if cfg.optimizer == "muon": raise UserError("Muon needs whole matrices but FSDP cuts them; set optimizer=adamw, or launch without --use_fsdp")
+    model = state.modules["model"]; mesh = init_device_mesh(next(model.parameters()).device.type, (processes()[1],))
+    for part in [*model.blocks, model]: fully_shard(part, mesh=mesh).set_gradient_divide_factor(1.)
+    own, cut = model.state_dict(), lambda v, like: distribute_tensor(v, mesh, like.placements)
+    state.ema = {k: {n: cut(v, own[n]) for n, v in e.items()} for k, e in state.ema.items()}
+    moments = {k: o.state_dict()["state"] for k, o in state.optimizers.items()}
+    state.optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
+    for k, o in state.optimizers.items():
+        ps = [p for g in o.param_groups for p in g["params"]]
+        for i, m in moments[k].items(): o.state[ps[i]] = {n: cut(v, ps[i]) if v.ndim else v for n, v in m.items()}
 
 # %% ../nbs/31_training.ipynb #e37f6314
 class NonFinite(RuntimeError):
@@ -219,7 +248,7 @@ def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("c
             with autocast(device): loss, t = fm_loss(model, x1.to(device), y.to(device), cfg, gen.set_state(draws), part)
             (loss.sum() / cfg.batch).backward(); seen.append(torch.stack([loss.detach(), t]))
         loss, t = gather(torch.cat(seen, 1)); add_up([p.grad for p in model.parameters()])
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
+        norm = whole(dict(n=torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)))["n"].item()
         guard(loss.mean().item(), norm, state.step, t)
         scale = lr_scale(state.step, cfg.steps, cfg.warmup, cfg.decay); state.scale_lr(scale)
         for o in opts: o.step()
@@ -259,7 +288,8 @@ def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 5
             rate = len(recent) / (time.perf_counter() - t0)
             out = dict(what=what, step=rec["step"]) | means(recent) | dict(img_s=round(rate * batch, 1), gflops_s=round(rate * flops_per_step / 1e9, 1)) | (dict(peak_share=round(rate * flops_per_step / peak, 4)) if peak else {})
             records.append(out)
-            if rank == 0: run.log(out); state.save(run/f"{what}.state.safetensors")       # a line without its state is dropped by the resume
+            if rank == 0: run.log(out)                    # a line without its state is dropped by the resume
+            state.save(run/f"{what}.state.safetensors")
             bar.set_postfix_str(f"loss {out.get('loss', 0):.4f}, {out['img_s']:.0f} img/s, {out['gflops_s']:.0f} GFLOP/s")
             t0, recent = time.perf_counter(), []
     bar.close()
@@ -271,17 +301,17 @@ def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, 
     device = device or core.device()
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
-    if data.y.min() < 0 or data.y.max() >= model_cfg.num_classes: raise UserError(f"labels run to {data.y.max()} but the model has {model_cfg.num_classes} classes; set num_classes")
+    if data.y.min() < 0 or data.y.max() >= model_cfg.num_classes: raise UserError(f"labels run from {data.y.min()} to {data.y.max()} but the model has {model_cfg.num_classes} classes; set num_classes")
     state = train_state(data, model_cfg, cfg, device, start).resume(run/"train.state.safetensors")
     model = state.modules["model"]
     if compile: compile_blocks(model)
     if recompute: recompute_blocks(model)
+    if sharded(): shard(state, cfg)
     loop = snapshots(train(state, data, cfg, device, micro), run, state, snap_every, lambda step: images_seen(start) + step * cfg.batch)
     records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch, peak=measured_peak(device))
     seen = images_seen(start) + state.step * cfg.batch
-    if processes()[0] == 0:
-        save_dit(run/"model.safetensors", model, step=state.step, images_seen=seen)
-        for k, e in state.ema.items(): save_dit(run/f"{k.replace('model', 'ema')}.safetensors", model, e, step=state.step, images_seen=seen)
+    files = {"model": whole(model.state_dict())} | {k.replace("model", "ema"): whole(e) for k, e in state.ema.items()}
+    for name, tensors in files.items() if processes()[0] == 0 else (): save_dit(run/f"{name}.safetensors", model, tensors, step=state.step, images_seen=seen)
     if processes()[1] > 1: torch.distributed.barrier()
     return load_dit(run/"ema.safetensors").to(device), records
 
