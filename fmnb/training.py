@@ -197,7 +197,8 @@ def gather(x):
 
 def add_up(grads):
     "Replace every gradient by its sum over all processes."
-    if processes()[1] == 1 or sharded(): return
+    if processes()[1] == 1: return
+    if sharded(): torch._foreach_mul_(grads, processes()[1]); return       # FSDP has averaged them
     flat = torch.cat([g.flatten() for g in grads]); torch.distributed.all_reduce(flat)
     for g, s in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(s.view_as(g))
 
@@ -207,18 +208,18 @@ def sharded() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and processes()[1] > 1
 
 def whole(tensors: dict) -> dict:
-    "Sharded tensors gathered; all processes must call it."
-    return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in tensors.items()}
+    "Sharded tensors gathered, in the order of their names; all processes must call it."
+    return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in sorted(tensors.items())}
 
 def shard(state: "State", cfg: TrainConfig):
-    "Deal weights, moments and averages of `state`, alike in all processes, to the processes: FSDP2 for every block and for the rest. Gradients are summed, as in `add_up`."
+    "Deal weights, moments and averages of `state`, alike in all processes, to the processes: FSDP2 for every block and for the rest."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import distribute_tensor
     if cfg.optimizer == "muon": raise UserError("Muon needs whole matrices but FSDP cuts them; set optimizer=adamw, or launch without --use_fsdp")
     model = state.modules["model"]; mesh = init_device_mesh(next(model.parameters()).device.type, (processes()[1],))
-    for part in [*model.blocks, model]: fully_shard(part, mesh=mesh).set_gradient_divide_factor(1.)
-    own, cut = model.state_dict(), lambda v, like: distribute_tensor(v, mesh, like.placements)
+    for part in [*model.blocks, model]: fully_shard(part, mesh=mesh)
+    own, cut = model.state_dict(), lambda v, like: distribute_tensor(v, mesh, like.placements, src_data_rank=None)      # each has it all: nothing is sent
     state.ema = {k: {n: cut(v, own[n]) for n, v in e.items()} for k, e in state.ema.items()}
     moments = {k: o.state_dict()["state"] for k, o in state.optimizers.items()}
     state.optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
