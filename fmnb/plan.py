@@ -12,7 +12,7 @@ __all__ = ['TRAINING_IMAGES', 'step_flops', 'muon_flops', 'meta_dit', 'train_flo
 
 # %% ../nbs/62_plan.ipynb #d606a3fe
 import argparse, json, math, weakref
-from dataclasses import dataclass, asdict, astuple
+from dataclasses import dataclass, asdict, astuple, replace
 from functools import lru_cache
 from pathlib import Path
 from unittest.mock import patch
@@ -169,8 +169,10 @@ def _step_memory(model: tuple, train: str, dtype, fused: bool, recompute: bool, 
     return dict(weights=weights, gradients=live.at, optimizer=state, EMA=averages, activations=live.peak - weights - live.at - state - averages)
 
 def step_memory(cfg: DiTConfig, t: TrainConfig, dtype=torch.float32, fused: bool = False, recompute: bool = False, micro: int = 0) -> dict:
-    "Bytes by part at the peak of one whole training step, by running it on fake tensors; `activations` are also what the operations need meanwhile. `fused`: attention that does not write out its scores; `recompute`, `micro`: as in `train_dit`."
-    return dict(_step_memory(astuple(cfg), json.dumps(asdict(t), sort_keys=True), dtype, fused, recompute, micro))
+    "Bytes by part at the peak of one whole training step, by running it on fake tensors; `activations` are also what the operations need meanwhile. `fused`: attention that does not write out its scores; `recompute`, `micro`: as in `train_dit`. Beyond six blocks every part grows by what two more blocks add."
+    at = lambda depth: _step_memory(astuple(replace(cfg, depth=depth)), json.dumps(asdict(t), sort_keys=True), dtype, fused, recompute, micro)
+    if cfg.depth <= 6: return dict(at(cfg.depth))
+    four, six = at(4), at(6); return {k: six[k] + (six[k] - four[k]) * (cfg.depth - 6) // 2 for k in six}
 
 # %% ../nbs/62_plan.ipynb #5103d747
 @dataclass
