@@ -335,8 +335,9 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
 def snapshots(loop, run: Run, state: State, every: int, seen=lambda step: None):
     "The records of `loop`; after every `every` steps (0: never) the EMA is written beside the run's other files, named by its step."
     for rec in loop:
-        if every and rec["step"] % every == 0 and processes()[0] == 0:
-            save_dit(run/f"ema_{rec['step']:06d}.safetensors", state.modules["model"], state.ema["model"], step=rec["step"], images_seen=seen(rec["step"]))
+        if every and rec["step"] % every == 0:
+            tensors = whole(state.ema["model"])
+            if processes()[0] == 0: save_dit(run/f"ema_{rec['step']:06d}.safetensors", state.modules["model"], tensors, step=rec["step"], images_seen=seen(rec["step"]))
         yield rec
 
 # %% ../nbs/31_training.ipynb #31ckpt01
