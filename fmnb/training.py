@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'lr_scale', 'fm_loss', 't_bins', 'processes',
-           'shares', 'gather', 'add_up', 'sharded', 'whole', 'shard', 'NonFinite', 'guard', 'train', 'matmul_rate',
+           'shares', 'gather', 'add_up', 'sharded', 'unsharded', 'shard', 'NonFinite', 'guard', 'train', 'matmul_rate',
            'measured_peak', 'means', 'fit', 'train_dit', 'images_seen', 'train_state', 'snapshots', 'recompute_blocks',
            'to_tensorboard']
 
@@ -123,7 +123,7 @@ def tensors(self: State) -> dict:
 @patch
 def save(self: State, path):
     "Write the state; of several processes the first one does, and where the weights are sharded all must call it."
-    tensors = whole(self.tensors())
+    tensors = unsharded(self.tensors())
     if processes()[0] == 0: save_tensors(path, tensors, step=self.step, settings=self.settings)
 
 @patch
@@ -207,7 +207,7 @@ def sharded() -> bool:
     "Whether the launcher asked for FSDP."
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and processes()[1] > 1
 
-def whole(tensors: dict) -> dict:
+def unsharded(tensors: dict) -> dict:
     "Sharded tensors gathered, in the order of their names; all processes must call it."
     return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in sorted(tensors.items())}
 
@@ -249,7 +249,7 @@ def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("c
             with autocast(device): loss, t = fm_loss(model, x1.to(device), y.to(device), cfg, gen.set_state(draws), part)
             (loss.sum() / cfg.batch).backward(); seen.append(torch.stack([loss.detach(), t]))
         loss, t = gather(torch.cat(seen, 1)); add_up([p.grad for p in model.parameters()])
-        norm = whole(dict(n=torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)))["n"].item()
+        norm = unsharded(dict(n=torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)))["n"].item()
         guard(loss.mean().item(), norm, state.step, t)
         scale = lr_scale(state.step, cfg.steps, cfg.warmup, cfg.decay); state.scale_lr(scale)
         for o in opts: o.step()
@@ -311,7 +311,7 @@ def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, 
     loop = snapshots(train(state, data, cfg, device, micro), run, state, snap_every, lambda step: images_seen(start) + step * cfg.batch)
     records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch, peak=measured_peak(device))
     seen = images_seen(start) + state.step * cfg.batch
-    files = {"model": whole(model.state_dict())} | {k.replace("model", "ema"): whole(e) for k, e in state.ema.items()}
+    files = {"model": unsharded(model.state_dict())} | {k.replace("model", "ema"): unsharded(e) for k, e in state.ema.items()}
     for name, tensors in files.items() if processes()[0] == 0 else (): save_dit(run/f"{name}.safetensors", model, tensors, step=state.step, images_seen=seen)
     if processes()[1] > 1: torch.distributed.barrier()
     return load_dit(run/"ema.safetensors").to(device), records
@@ -336,7 +336,7 @@ def snapshots(loop, run: Run, state: State, every: int, seen=lambda step: None):
     "The records of `loop`; after every `every` steps (0: never) the EMA is written beside the run's other files, named by its step."
     for rec in loop:
         if every and rec["step"] % every == 0:
-            tensors = whole(state.ema["model"])
+            tensors = unsharded(state.ema["model"])
             if processes()[0] == 0: save_dit(run/f"ema_{rec['step']:06d}.safetensors", state.modules["model"], tensors, step=rec["step"], images_seen=seen(rec["step"]))
         yield rec
 
