@@ -1,10 +1,10 @@
-"""Do the caches of other libraries give the same images from the same weights, and how fast? diffusers' hooks and cache-dit on a `DiTTransformer2DModel`, ours on the `DiT` that it was made of.
+"""Do the caches of other libraries give the same images from the same weights, and how fast? diffusers' hooks and cache-dit (where it is installed) on a `DiTTransformer2DModel`, ours on the `DiT` that it was made of.
 
     python benchmarks/caching_peers.py [--batch 20] [--steps 50] [--repeats 5] [--train 150] [--width 96] [--threads 1]
 
 A DiT with the paper's switches is trained for some steps on digits, so that its features move as a network's do, and exported with `to_diffusers_dit`. Every rule is run by both with guidance in one batch, in turns. Columns: speed-up over
 the library's own uncached sampler (median of the repeats, seconds of the processor), relative distance to the uncached images, and the largest difference between the two libraries' images. What cannot be attached is listed with its error."""
-import argparse, importlib.metadata, statistics, time
+import argparse, copy, importlib.metadata, statistics, time
 from contextlib import contextmanager
 import torch
 from diffusers import hooks
@@ -60,6 +60,7 @@ def run_ours(net, rules, x0, y, ts):
     return x, time.process_time() - start
 
 def run_theirs(velocity, attach, x0, y, ts):
+    if getattr(attach, "fresh", False): velocity = Theirs(copy.deepcopy(velocity.model))            # what cannot be taken off again gets a model of its own
     with hooked(velocity.model, attach):
         start = time.process_time(); x = Euler()(Guided(velocity, W, NULL), x0, ts, y=y)
         return x, time.process_time() - start
@@ -80,9 +81,14 @@ def refusals(velocity, run):
     def dit(m):
         import cache_dit
         cache_dit.enable_cache(m)
+    def adapted(m):
+        import cache_dit
+        cache_dit.enable_cache(cache_dit.BlockAdapter(transformer=m, blocks=m.transformer_blocks, forward_pattern=cache_dit.ForwardPattern.Pattern_3, check_forward_pattern=False),
+                               cache_config=cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0, enable_separate_cfg=False, num_inference_steps=4))
+    dit.fresh = adapted.fresh = True
     def sea(m): hooks.apply_sea_cache(m, hooks.SeaCacheConfig())
     out = {}
-    for name, attach in {"enable_cache of the class": mixin, "diffusers FasterCache": faster, "diffusers SeaCache": sea, "cache-dit": dit}.items():
+    for name, attach in {"enable_cache of the class": mixin, "diffusers FasterCache": faster, "diffusers SeaCache": sea, "cache-dit, by the class alone": dit, "cache-dit, with a BlockAdapter": adapted}.items():
         try: x, seconds = run(attach); out[name] = f"attached; {seconds:.2f} s"
         except Exception as e: out[name] = f"{type(e).__name__}: {' '.join(str(e).split())[:220]}"
     return out
@@ -96,7 +102,7 @@ def compare(net, batch, steps, repeats):
         for k, (attach, rules) in field.items():
             a, mine = run_ours(net, rules, x0, y, ts); b, theirs = run_theirs(velocity, attach, x0, y, ts); seen[k].append((mine, theirs, a, b))
     median = {k: [statistics.median(r[j] for r in rs) for j in (0, 1)] for k, rs in seen.items()}; full = seen["uncached"][0][2:]
-    print(f"\n| rule | ours, x | diffusers, x | ours / diffusers in time | error ours | error diffusers | largest difference |\n|---|---|---|---|---|---|---|")
+    print(f"\n| rule | ours, x | theirs, x | ours / theirs in time | error ours | error theirs | largest difference |\n|---|---|---|---|---|---|---|")
     for k, rs in seen.items():
         (a, b), (mine, theirs) = rs[0][2:], median[k]
         print(f"| {k} | {median['uncached'][0] / mine:.2f} | {median['uncached'][1] / theirs:.2f} | {mine / theirs:.2f} | {distance(a, full[0]):.4f} | {distance(b, full[1]):.4f} | {(a - b).abs().max().item():.1e} |")
@@ -107,7 +113,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(batch=20, steps=50, repeats=5, train=150, width=96, threads=1).items(): p.add_argument(f"--{name}", type=int, default=default)
     a = p.parse_args(); torch.set_num_threads(a.threads)
-    version = lambda n: next((d.version for d in importlib.metadata.distributions() if d.metadata["Name"] == n), "not installed")
+    version = lambda n: next((d.version for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").replace("_", "-") == n), "not installed")
     print(f"{a.batch} samples, {a.steps} guided Euler steps, {a.repeats} turns, {a.threads} thread(s); torch {torch.__version__}, diffusers {version('diffusers')}, cache-dit {version('cache-dit')}")
     compare(trained(a.width, a.train), a.batch, a.steps, a.repeats)
 
