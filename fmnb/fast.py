@@ -20,17 +20,18 @@ typedef uint16_t bf; typedef long L;
 static inline float up(bf x) { union { uint32_t i; float f; } u = {(uint32_t)x << 16}; return u.f; }
 static inline bf down(float x) { union { float f; uint32_t i; } u = {x}; return (u.i + 0x7fff + ((u.i >> 16) & 1)) >> 16; }
 #define EACH(i, n) for (L i = 0; i < n; i++)
+#define ALL(i, n) _Pragma("GCC ivdep") EACH(i, n)
 """
 NORM = r"""
 void norm(const float *h, const bf *a, const float *gate, const float *shift, const float *scale, float *out, bf *x, float *r, L B, L N, L C, L mod, float eps) {
   #pragma omp parallel for
   EACH(b, B) for (L n = b * N; n < b * N + N; n++) {
-    const float *restrict H = h + n * C, *G = gate + b * mod, *S = shift + b * mod, *K = scale + b * mod; const bf *A = a + n * C; float *restrict O = out + n * C, sum = 0; bf *restrict X = x + n * C;
-    if (a) { EACH(i, C) O[i] = H[i] + G[i] * up(A[i]); H = O; }
+    const float *H = h + n * C, *G = gate + b * mod, *S = shift + b * mod, *K = scale + b * mod; const bf *A = a + n * C; float *O = out + n * C, sum = 0; bf *X = x + n * C;
+    if (a) { ALL(i, C) O[i] = H[i] + G[i] * up(A[i]); H = O; }
     if (!x) continue;
-    EACH(i, C) sum += H[i] * H[i];
+    ALL(i, C) sum += H[i] * H[i];
     float q = r[n] = 1 / sqrtf(sum / C + eps);
-    EACH(i, C) X[i] = down(H[i] * q * (1 + K[i]) + S[i]);
+    ALL(i, C) X[i] = down(H[i] * q * (1 + K[i]) + S[i]);
   }
 }"""
 
@@ -40,17 +41,17 @@ void norm_back(const float *dout, const bf *dx, const float *h, const float *r, 
                float *dh, float *dshift, float *dscale, bf *da, float *dgate, L B, L N, L C, L mod) {
   #pragma omp parallel for
   EACH(b, B) {
-    float *restrict DS = dshift + b * mod, *restrict DK = dscale + b * mod, *restrict DG = dgate + b * mod; const float *restrict K = scale + b * mod, *restrict G = gate + b * mod;
-    if (dx) EACH(i, C) DS[i] = DK[i] = 0;
-    if (a) EACH(i, C) DG[i] = 0;
+    float *DS = dshift + b * mod, *DK = dscale + b * mod, *DG = dgate + b * mod; const float *K = scale + b * mod, *G = gate + b * mod;
+    if (dx) ALL(i, C) DS[i] = DK[i] = 0;
+    if (a) ALL(i, C) DG[i] = 0;
     for (L n = b * N; n < b * N + N; n++) {
-      const float *restrict D = dout + n * C, *restrict H = h + n * C; const bf *restrict X = dx + n * C, *restrict A = a + n * C; float *restrict O = dh + n * C, dot = 0, q = dx ? r[n] : 0; bf *restrict DA = da + n * C;
+      const float *D = dout + n * C, *H = h + n * C; const bf *X = dx + n * C, *A = a + n * C; float *O = dh + n * C, dot = 0, q = dx ? r[n] : 0; bf *DA = da + n * C;
       if (dx) {
-        EACH(i, C) dot += up(X[i]) * (1 + K[i]) * H[i];
+        ALL(i, C) dot += up(X[i]) * (1 + K[i]) * H[i];
         dot *= q * q / C;
-        EACH(i, C) { float d = up(X[i]); DS[i] += d; DK[i] += d * H[i] * q; O[i] = D[i] + q * (d * (1 + K[i]) - H[i] * dot); }
+        ALL(i, C) { float d = up(X[i]); DS[i] += d; DK[i] += d * H[i] * q; O[i] = D[i] + q * (d * (1 + K[i]) - H[i] * dot); }
       }
-      if (a) EACH(i, C) { float d = dx ? O[i] : D[i]; DG[i] += d * up(A[i]); DA[i] = down(d * G[i]); }
+      if (a) ALL(i, C) { float d = dx ? O[i] : D[i]; DG[i] += d * up(A[i]); DA[i] = down(d * G[i]); }
     }
   }
 }"""
@@ -60,12 +61,12 @@ HEADS = r"""
 void heads(const bf *qkv, const float *w, const float *cs, const float *sn, bf *out, float *r, L B, L N, L H, L D, float eps, float scale) {
   #pragma omp parallel for
   EACH(b, B) EACH(n, N) EACH(j, 3) EACH(t, H) {
-    const bf *restrict X = qkv + (((b * N + n) * 3 + j) * H + t) * D; bf *restrict O = out + (((j * B + b) * H + t) * N + n) * D;
-    if (j == 2) { EACH(i, D) O[i] = X[i]; continue; }
-    const float *restrict W = w + j * D, *restrict S = sn + n * D, *restrict K = cs + n * D; float sum = 0; L E = D / 2;
-    EACH(i, D) sum += up(X[i]) * up(X[i]);
+    const bf *X = qkv + (((b * N + n) * 3 + j) * H + t) * D; bf *O = out + (((j * B + b) * H + t) * N + n) * D;
+    if (j == 2) { ALL(i, D) O[i] = X[i]; continue; }
+    const float *W = w + j * D, *S = sn + n * D, *K = cs + n * D; float sum = 0; L E = D / 2;
+    ALL(i, D) sum += up(X[i]) * up(X[i]);
     float q = 1 / sqrtf(sum / D + eps), m = q * (j ? 1 : scale); r[((b * N + n) * 2 + j) * H + t] = q;
-    EACH(i, E) {
+    ALL(i, E) {
       float x = up(X[i]) * m * W[i], y = up(X[i + E]) * m * W[i + E];
       O[i] = down(x * K[i] - y * S[i]); O[i + E] = down(y * K[i] + x * S[i]);
     }
@@ -75,41 +76,41 @@ HEADS_BACK = r"""
 void heads_back(const bf *dq, const bf *dk, const bf *dv, const bf *qkv, const float *r, const float *w, const float *cs, const float *sn, bf *out, float *dw, L B, L N, L H, L D, float scale) {
   #pragma omp parallel for
   EACH(b, B) {
-    float *restrict DW = dw + b * 2 * D, t[D], y[D]; L E = D / 2;
-    EACH(i, 2 * D) DW[i] = 0;
+    float *DW = dw + b * 2 * D, t[D], y[D]; L E = D / 2;
+    ALL(i, 2 * D) DW[i] = 0;
     EACH(n, N) EACH(j, 3) EACH(k, H) {
-      const bf *restrict G = (j == 0 ? dq : j == 1 ? dk : dv) + ((b * H + k) * N + n) * D; L at = (((b * N + n) * 3 + j) * H + k) * D; const bf *restrict X = qkv + at; bf *restrict O = out + at;
-      if (j == 2) { EACH(i, D) O[i] = G[i]; continue; }
-      const float *restrict W = w + j * D, *restrict S = sn + n * D, *restrict K = cs + n * D; float *restrict V = DW + j * D, q = r[((b * N + n) * 2 + j) * H + k], m = j ? 1 : scale, dot = 0;
-      EACH(i, E) { float a = up(G[i]) * m, c = up(G[i + E]) * m; t[i] = a * K[i] + c * S[i]; t[i + E] = c * K[i] - a * S[i]; }
-      EACH(i, D) { y[i] = up(X[i]) * q; V[i] += t[i] * y[i]; t[i] *= W[i]; dot += t[i] * y[i]; }
+      const bf *G = (j == 0 ? dq : j == 1 ? dk : dv) + ((b * H + k) * N + n) * D; L at = (((b * N + n) * 3 + j) * H + k) * D; const bf *X = qkv + at; bf *O = out + at;
+      if (j == 2) { ALL(i, D) O[i] = G[i]; continue; }
+      const float *W = w + j * D, *S = sn + n * D, *K = cs + n * D; float *V = DW + j * D, q = r[((b * N + n) * 2 + j) * H + k], m = j ? 1 : scale, dot = 0;
+      ALL(i, E) { float a = up(G[i]) * m, c = up(G[i + E]) * m; t[i] = a * K[i] + c * S[i]; t[i + E] = c * K[i] - a * S[i]; }
+      ALL(i, D) { y[i] = up(X[i]) * q; V[i] += t[i] * y[i]; t[i] *= W[i]; dot += t[i] * y[i]; }
       dot /= D;
-      EACH(i, D) O[i] = down(q * (t[i] - y[i] * dot));
+      ALL(i, D) O[i] = down(q * (t[i] - y[i] * dot));
     }
   }
 }"""
 
 # %% ../nbs/63_fast.ipynb #fa00000c
 POINTWISE = r"""
-void relu2(const bf *restrict u, bf *restrict z, L n) {
+void relu2(const bf *u, bf *z, L n) {
   #pragma omp parallel for
   EACH(i, n) { float x = up(u[i]); x = x > 0 ? x : 0; z[i] = down(x * x); }
 }
-void relu2_back(const bf *restrict u, bf *restrict d, L n) {
+void relu2_back(const bf *u, bf *d, L n) {
   #pragma omp parallel for
   EACH(i, n) { float x = up(u[i]); x = x > 0 ? x : 0; d[i] = down(2 * x * up(d[i])); }
 }
 void softmax_back(const bf *p, bf *d, L M, L N) {
   #pragma omp parallel for
   EACH(m, M) {
-    const bf *restrict P = p + m * N; bf *restrict D = d + m * N; float dot = 0;
-    EACH(i, N) dot += up(P[i]) * up(D[i]);
-    EACH(i, N) D[i] = down(up(P[i]) * (up(D[i]) - dot));
+    const bf *P = p + m * N; bf *D = d + m * N; float dot = 0;
+    ALL(i, N) dot += up(P[i]) * up(D[i]);
+    ALL(i, N) D[i] = down(up(P[i]) * (up(D[i]) - dot));
   }
 }"""
 
 # %% ../nbs/63_fast.ipynb #fa00000e
-FLAGS = "-O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -shared -fPIC".split()
+FLAGS = "-O3 -march=native -mprefer-vector-width=512 -fopenmp -fno-math-errno -fno-trapping-math -fassociative-math -fno-signed-zeros -shared -fPIC".split()
 
 @lru_cache(1)
 def kernels():
