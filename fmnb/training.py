@@ -30,7 +30,8 @@ def orthogonalise(M, steps: int = 5):
     if tall := M.shape[-2] > M.shape[-1]: X = X.mT.contiguous()
     for _ in range(steps):
         A = X @ X.mT
-        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+        P = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315); P.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        X = P @ X                                                              # (3.4445 - 4.7750 A + 2.0315 A A) X
     return X.mT if tall else X
 
 class Muon(torch.optim.Optimizer):
