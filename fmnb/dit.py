@@ -261,7 +261,7 @@ def site_flops(cfg: DiTConfig, ends=(0, 0)) -> dict:
 
 # %% ../nbs/30_dit.ipynb #ba1c1e4a
 def compile_blocks(model: DiT) -> DiT:
-    "Compile every block's parts in place (inductor; CPU or GPU), or on a CPU with bf16 take notebook 63's faster block. Numerics stay those of eager up to rounding. FMNB_COMPILE=0 switches it off."
+    "Compile every block's parts in place (inductor; CPU or GPU), or on a CPU with bf16 take notebook 64's faster block. Numerics stay those of eager up to rounding. FMNB_COMPILE=0 switches it off."
     from fmnb.fast import fast
     if os.environ.get("FMNB_COMPILE", "1") != "0":
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
