@@ -13,7 +13,8 @@ import numpy as np, pandas as pd, torch
 from fmnb.core import Run, atomic_write, generator, project_root
 from fmnb.data import load
 from fmnb.profiling import FAULT_NAMES, Item, Settings, blur, decode, encode, fault_probe, flat, measure, phash, probe_reasons, quality_reasons, thresholds
-from fmnb.vectors import EDITS, effnet_lite0, extractor_for, make_copies, near_copies, pixel_list, thumbnails
+from fmnb.curation import EDITS, make_copies
+from fmnb.vectors import effnet_lite0, extractor_for, near_copies, pixel_list, thumbnails
 
 def write(folder, images):
     "Images as PNG files 000000.png, ...; returns the paths."
