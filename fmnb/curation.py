@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'EDITS', 'shift', 'jpeg', 'light', 'rotate', 'crop', 'mirror', 'resize', 'other_world', 'breakage', 'reencode',
-           'wild_pool', 'spectrum', 'nearest', 'candidates', 'standardise', 'best_shift', 'warp', 'register',
-           'registered', 'make_copies', 'copy_probe', 'copy_bounds', 'near_pairs', 'drop_near', 'judge', 'decide',
-           'Curation', 'curate', 'folder_items', 'curate_folder', 'score']
+           'wild_pool', 'spectrum', 'nearest', 'candidates', 'hash_pairs', 'standardise', 'best_shift', 'warp',
+           'register', 'registered', 'make_copies', 'copy_probe', 'copy_bounds', 'near_pairs', 'drop_near', 'judge',
+           'decide', 'Curation', 'curate', 'folder_items', 'curate_folder', 'score']
 
 # %% ../nbs/11_curation.ipynb #27f8c7c8
 import hashlib, importlib.metadata, io, json, math
@@ -130,6 +130,15 @@ def candidates(thumbs: np.ndarray, k: int) -> np.ndarray:
     both = torch.cat([nearest(signs, k), nearest(spectrum(thumbs), k)], 1).numpy()
     pairs = np.stack([np.repeat(np.arange(len(thumbs)), both.shape[1]), both.ravel()], 1)
     return np.unique(np.sort(pairs, axis=1), axis=0)
+
+# %% ../nbs/11_curation.ipynb #26a7cf80
+def hash_pairs(hashes: np.ndarray, radius: int, block: int = 32) -> tuple:
+    "All pairs a < b of perceptual hashes (N, 64) booleans that differ in at most `radius` bits, and in how many: (P,) each. Exact; N^2 / 2 comparisons of 64-bit words, block x N of them in memory."
+    words, out = np.packbits(hashes, axis=1).view(np.uint64)[:, 0], [np.zeros((3, 0), int)]
+    for i in range(0, len(words), block):
+        d = np.bitwise_count(words[i:i+block, None] ^ words[i:]); a, b = np.nonzero(d <= radius)
+        up = b > a; out.append(np.stack([a[up] + i, b[up] + i, d[a[up], b[up]]]))
+    return tuple(np.concatenate(out, 1))
 
 # %% ../nbs/11_curation.ipynb #1287b34a
 def standardise(x):
