@@ -201,9 +201,10 @@ def thumbnails(images: list) -> np.ndarray:
     return np.stack([thumbnail(luminance(a)) for a in images])
 
 def soften(thumbs) -> torch.Tensor:
-    "Thumbnails uint8 (N, 32, 32) as floats in [0, 1], without the finest detail."
-    m = torch.tensor([1., 2., 1.]) / 4
-    return F.conv2d(F.pad(torch.as_tensor(thumbs)[:, None].float() / 255, (1,) * 4, mode="reflect"), (m[:, None] * m)[None, None])[:, 0]
+    "Thumbnails uint8 (N, 32, 32) as floats in [0, 1], without the finest detail. The sums are of integers: the same on every machine."
+    x = F.pad(torch.as_tensor(thumbs)[:, None].float(), (1,) * 4, mode="reflect")[:, 0]
+    x = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
+    return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / (16 * 255)
 
 def locate(t: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     "Normalised correlation of templates `t` (P, n, n), as they are and mirrored, with every window of `b` (P, m, m): (P, 2, m-n+1, m-n+1)."
