@@ -6,14 +6,15 @@ The folder holds N images and N * 0.28 copies (N = 39,062 makes 50,000 files) of
 image they were made of, precision the share of named pairs that have one source (strict: images that the data set itself holds twice count as mistakes; "planted" leaves pairs of two originals out), at the tool's own default threshold; the last column is the largest recall that its score
 allows at a planted precision of 0.98. The second table is about spoilt images: a tenth of the files blurred or made flat; flagged as blurred, dark, bright or without information. With `--out profile` the numbers also go to reports/<profile>/results/curation_peers.json.
 
-The peers are optional: pip install --no-deps imagededup cleanvision PyWavelets tabulate. imagededup's own network needs a download; where it cannot be had, its CNN method runs on our EfficientNet-lite0."""
+The peers are optional: pip install --no-deps imagededup cleanvision PyWavelets tabulate. imagededup's own network needs a download; where it cannot be had, its CNN method runs on EfficientNet-lite0 as its package ships it (ours is the same network with its batch norms folded)."""
 import argparse, contextlib, functools, io, logging, os, tempfile, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fmnb.core import Run, atomic_write, generator, project_root
 from fmnb.data import load
 from fmnb.profiling import FAULT_NAMES, Item, Settings, blur, decode, encode, fault_probe, flat, measure, phash, probe_reasons, quality_reasons, thresholds
-from fmnb.vectors import EDITS, effnet_lite0, extractor_for, make_copies, near_copies, pixel_list, thumbnails
+from fmnb.curation import EDITS, hash_pairs, make_copies
+from fmnb.vectors import extractor_for, load_effnet, near_copies, pixel_list, thumbnails
 
 def write(folder, images):
     "Images as PNG files 000000.png, ...; returns the paths."
@@ -25,11 +26,7 @@ def read(paths): return [decode(p.read_bytes())[0] for p in paths]
 
 # every contender: folder -> pairs (a, b) with a score (small means copy), and those that it calls copies by default
 def our_hash(folder, paths):
-    h = torch.from_numpy(phash(thumbnails(read(paths)))).float() * 2 - 1; rows = []
-    for i in range(0, len(h), 2048):
-        d = (64 - h[i:i+2048] @ h.T) / 2
-        a, b = (d <= 12).nonzero().unbind(1); rows.append(torch.stack([a + i, b, d[a, b].long()], 1)[b > a + i])
-    df = pd.DataFrame(torch.cat(rows).numpy(), columns=["a", "b", "score"]); return df, df.score <= 4
+    df = pd.DataFrame(dict(zip(("a", "b", "score"), hash_pairs(phash(thumbnails(read(paths))), 12)))); return df, df.score <= 4
 
 def our_vectors(folder, paths):
     images = read(paths); near = near_copies(images, extractor_for(images)); p = near.pairs
@@ -66,9 +63,9 @@ def dedup_cnn(folder, paths):
 
 def lite0_model():
     from imagededup.utils import CustomModel
-    ours = effnet_lite0(mirror=False)
+    plain = load_effnet()
     class Net(torch.nn.Module):
-        def forward(self, x): return ours.net(x)
+        def forward(self, x): return plain.extract_features((x - 127) / 128).mean((2, 3))
     return CustomModel("EfficientNet-lite0", Net(), lambda im: torch.from_numpy(np.asarray(im.convert("RGB").resize((64, 64)), np.float32)).permute(2, 0, 1))
 
 def clean_hash(folder, paths):

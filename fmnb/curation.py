@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'EDITS', 'shift', 'jpeg', 'light', 'rotate', 'crop', 'mirror', 'resize', 'other_world', 'breakage', 'reencode',
-           'wild_pool', 'spectrum', 'nearest', 'candidates', 'standardise', 'best_shift', 'warp', 'register',
-           'self_copies', 'near_pairs', 'drop_near', 'judge', 'decide', 'Curation', 'curate', 'folder_items',
-           'curate_folder', 'score']
+           'wild_pool', 'spectrum', 'nearest', 'candidates', 'hash_pairs', 'standardise', 'best_shift', 'warp',
+           'register', 'registered', 'make_copies', 'copy_probe', 'copy_bounds', 'near_pairs', 'drop_near', 'judge',
+           'decide', 'Curation', 'curate', 'folder_items', 'curate_folder', 'score']
 
 # %% ../nbs/11_curation.ipynb #27f8c7c8
 import hashlib, importlib.metadata, io, json, math
@@ -131,6 +131,15 @@ def candidates(thumbs: np.ndarray, k: int) -> np.ndarray:
     pairs = np.stack([np.repeat(np.arange(len(thumbs)), both.shape[1]), both.ravel()], 1)
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
+# %% ../nbs/11_curation.ipynb #26a7cf80
+def hash_pairs(hashes: np.ndarray, radius: int, block: int = 32) -> tuple:
+    "All pairs a < b of perceptual hashes (N, 64) booleans that differ in at most `radius` bits, and in how many: (P,) each. Exact; N^2 / 2 comparisons of 64-bit words, block x N of them in memory."
+    words, out = np.packbits(hashes, axis=1).view(np.uint64)[:, 0], [np.zeros((3, 0), int)]
+    for i in range(0, len(words), block):
+        d = np.bitwise_count(words[i:i+block, None] ^ words[i:]); a, b = np.nonzero(d <= radius)
+        up = b > a; out.append(np.stack([a[up] + i, b[up] + i, d[a[up], b[up]]]))
+    return tuple(np.concatenate(out, 1))
+
 # %% ../nbs/11_curation.ipynb #1287b34a
 def standardise(x):
     "Pictures (..., H, W) in [0, 1] with mean 0 and variance 1; one without contrast becomes 0 (the floor is the variance of rounding)."
@@ -177,28 +186,49 @@ def register(a, b, steps: int = 5, block: int = 2048):
     return best.clamp_min(0)
 
 # %% ../nbs/11_curation.ipynb #b6eb5352
-def self_copies(items: list, s: Settings = Settings(), n: int = 400) -> tuple:
-    "Residuals of up to `n` images against copies that we make of them: `(before registration, after)`, each (n,)."
-    rng = np.random.default_rng([s.seed, 77])
-    picks = [items[i] for i in rng.permutation(len(items))[:n]]
-    edits, pairs = list(NEAR.values()), []
-    for j, item in enumerate(picks):
-        a = decode(item.data, s)[0]
-        pairs.append([thumbnail(luminance(v)) for v in (a, np.ascontiguousarray(edits[j % len(edits)](a, rng)))])
-    a, b = (np.stack(v) for v in zip(*pairs))
-    return best_shift(torch.from_numpy(a).float() / 255, torch.from_numpy(b).float() / 255)[0].numpy(), register(a, b).numpy()
+def registered(a, b, bound: float = math.inf, block: int = 4096) -> tuple:
+    "`(coarse, residual)`, (P,) each, of pairs of thumbnails (P, 32, 32) uint8: at the best shift, and after registration where the first is at most `bound` (else nan)."
+    coarse = torch.cat([best_shift(*(torch.from_numpy(v[i:i+block]).float() / 255 for v in (a, b)))[0] for i in range(0, len(a), block)] or [torch.zeros(0)])
+    out, go = torch.full_like(coarse, math.nan), (coarse <= bound).numpy()
+    if go.any(): out[go] = register(a[go], b[go])
+    return coarse, out
 
-def near_pairs(items: list, thumbs: np.ndarray, faulty: np.ndarray, s: Settings = Settings()) -> tuple:
-    "Near copies among readable, pixel-distinct `items`: a frame of candidate pairs a, b, before, residual, and the two bounds that copies of good images gave."
+def make_copies(images, n: int, seed: int = 0, edits: dict = EDITS) -> tuple:
+    "Edit `n` different images, the edits going round: `(copies, truth)`, a frame with source (index into `images`) and edit."
+    rng = np.random.default_rng([seed, 13]); picks, names = rng.permutation(len(images))[:n], list(edits)
+    truth = pd.DataFrame(dict(source=picks, edit=[names[j % len(names)] for j in range(len(picks))]))
+    return [np.ascontiguousarray(edits[e](images[i], rng)) for i, e in truth.itertuples(index=False)], truth
+
+# %% ../nbs/11_curation.ipynb #b6eb5353
+def copy_probe(thumbs, copies, at, edits, align=registered, seed: int = 0, n_random: int = 2000) -> pd.DataFrame:
+    """Pairs a, b of kind (an edit: a picks `thumbs`, b `copies`; 'random': both pick `thumbs`) with coarse and residual. `at`: which of `thumbs` each copy was made of.
+    Copies of pictures with less than a quarter of the median contrast are left out; a random pair further apart than any copy is not registered and keeps its coarse residual."""
+    i, j = np.random.default_rng([seed, 6]).integers(0, len(thumbs), (2, n_random)); i, j = i[i != j], j[i != j]
+    deep = thumbs.std((1, 2)); clear = np.flatnonzero(deep[at] >= np.median(deep) / 4); at, edits = np.asarray(at)[clear], np.asarray(edits)[clear]
+    first, last = align(thumbs[at], copies[clear]); far, rest = align(thumbs[i], thumbs[j], float(first.max()))
+    made = pd.DataFrame(dict(kind=edits, a=at, b=clear, coarse=first.numpy(), residual=last.numpy()))
+    return pd.concat([made, pd.DataFrame(dict(kind="random", a=i, b=j, coarse=far.numpy(), residual=torch.where(rest.isnan(), far, rest).numpy()))], ignore_index=True)
+
+def copy_bounds(probes: pd.DataFrame, copy_recall: float = .99) -> dict:
+    "Bounds on coarse and residual (from above) and, where it was measured, sim (from below), out of `copy_probe`'s table; `random` is the residual of the most alike thousandth of the random pairs."
+    c, r, slack = probes[probes.kind != "random"], probes[probes.kind == "random"], 1 - copy_recall
+    r = r[r.residual > c.residual.quantile(.75)]                    # closer ones are copies
+    far = float(r.residual.quantile(.001)) if len(r) else math.inf
+    bounds = dict(sim=float(c.sim.quantile(slack / 4))) if "sim" in c else {}
+    return bounds | dict(coarse=float(c.coarse.quantile(1 - slack / 4)), residual=float(min(c.residual.quantile(1 - slack), far)), random=far)
+
+# %% ../nbs/11_curation.ipynb #b6eb5354
+def near_pairs(items: list, thumbs: np.ndarray, faulty: np.ndarray, s: Settings = Settings(), n: int = 400) -> tuple:
+    "Near copies among readable, pixel-distinct `items`: a frame of candidate pairs a, b, coarse, residual, and the bounds that copies of up to `n` good images gave."
     pairs = candidates(thumbs, s.neighbours)
-    if not len(items): return pd.DataFrame(dict(a=[], b=[], before=[], residual=[])), dict(before=math.nan, residual=math.nan)
-    before, after = self_copies([i for i, bad in zip(items, faulty) if not bad] or items, s)
-    bounds = dict(before=float(before.max()), residual=float(np.quantile(after, s.copy_recall)))
+    if not len(items): return pd.DataFrame(dict(a=[], b=[], coarse=[], residual=[])), dict(coarse=math.nan, residual=math.nan)
+    good = np.flatnonzero(~faulty) if not faulty.all() else np.arange(len(items))
+    picks = np.random.default_rng([s.seed, 77]).permutation(good)[:n]
+    copies, truth = make_copies([decode(items[i].data, s)[0] for i in picks], n, s.seed, NEAR)
+    other = np.stack([thumbnail(luminance(a)) for a in copies])
+    bounds = copy_bounds(copy_probe(thumbs[picks], other, truth.source, truth.edit, seed=s.seed), s.copy_recall)
     df = pd.DataFrame(pairs, columns=["a", "b"])
-    A, B = thumbs[pairs[:, 0]], thumbs[pairs[:, 1]]
-    df["before"] = np.concatenate([best_shift(*(torch.from_numpy(v[i:i+4096]).float() / 255 for v in (A, B)))[0].numpy() for i in range(0, len(df), 4096)] or [[]])
-    close = (df.before <= bounds["before"]).to_numpy()              # the cheap test first: nothing that a copy could not pass is registered
-    df["residual"] = np.nan; df.loc[close, "residual"] = register(A[close], B[close]).numpy() if close.any() else []
+    df["coarse"], df["residual"] = (v.numpy() for v in registered(thumbs[pairs[:, 0]], thumbs[pairs[:, 1]], bounds["coarse"]))      # the cheap test first
     return df, bounds
 
 # %% ../nbs/11_curation.ipynb #3f373f7a
@@ -281,7 +311,7 @@ def curate(items, s: Settings = Settings(), near=None) -> Curation:
 @patch
 def manifest(self: Curation) -> dict:
     "Counts, hashes, parameters, bounds and versions: the same input and settings give the same manifest on the same versions."
-    t, nan_safe = self.table, lambda v: None if v != v else v
+    t, nan_safe = self.table, lambda v: v if math.isfinite(v) else None
     content = hashlib.sha256("".join(f"{i}\0{p or r}\n" for i, p, r in zip(t.id, t.pixels.fillna(""), t.reason)).encode()).hexdigest()
     reasons = t.reason[t.step.isin(["decode", "quality"])].str.split(r"[(:;] ?", regex=True)
     first = reasons.map(lambda r: f"{r[0].strip()}: {r[1].strip()}" if r[0] == "unreadable" else r[0].strip())

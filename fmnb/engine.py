@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
 from PIL import Image
 from .core import UserError, atomic_write, command
-from .curation import Curation, _write_decisions, judge
+from .curation import Curation, _write_decisions, copy_bounds, judge
 from .profiling import Item, PROBE_SIGNALS, Settings, SIGNALS, THUMB, decode, encode, thresholds
 from .runner import read_json
 from .shards import (PAIRS, SCHEMA, Plan, code_key, cut, engine, finished, key_of, measure_shard, named, read_plan, shard, shard_items, spread, survey, work, write_table)
-from .vectors import Index, complete, copy_bounds, dedupe, extractor_for, fit_space, neighbour_pairs, probe, verify
+from .vectors import Index, complete, dedupe, extractor_for, fit_space, neighbour_pairs, probe, verify
 
 # %% ../nbs/16_engine.ipynb #6dd82e6f
 class Thumbs:
@@ -238,7 +238,7 @@ def seal(daft, out, p: dict, plan: Plan, folder: Path) -> dict:
     parts = [out/f"part-{i:05d}.parquet" for i in range(len(p["shards"]))]
     t = pa.concat_tables([pq.read_table(f, columns=["row", "id", "pixels", "reason", "step", "decision", "duplicate_of"]) for f in parts]).to_pandas()
     count = daft.read_parquet([str(f) for f in parts]).groupby("decision").agg(daft.col("row").count().alias("n")).to_pydict()
-    bounds = read_bounds(folder); c = Curation(t, None, bounds | dict(near={k: v if math.isfinite(v) else math.nan for k, v in bounds["near"].items()}), plan.settings)
+    c = Curation(t, None, read_bounds(folder), plan.settings)
     if dict(zip(count["decision"], count["n"])) != {k: v for k, v in c.counts.items() if v} or sum(c.counts.values()) != p["total"] or (t.row != np.arange(p["total"])).any():
         raise AssertionError("an input has no decision")
     if not t.duplicate_of[t.duplicate_of != ""].isin(t.id).all(): raise AssertionError("a duplicate of nothing")
