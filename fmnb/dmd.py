@@ -46,7 +46,7 @@ class DMDConfig:
 
     normaliser, stepping, ca_range, dm, ca = "dmd2", "renoise", None, 1.0, 1.0        # no fields: see DMDOptions
     mean_variance = gan = regression = 0.0
-    dyna_rs = dyna_dg = 0
+    dyna_rs, dyna_dg, scale_f = 0, 0, 1.0
 
     def __post_init__(self):
         check_null(self.alpha, 0)
