@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'UserError', 'command', 'atomic_write', 'save_tensors', 'load_tensors', 'digest', 'load_weights',
-           'project_root', 'runs_root', 'stage_dir', 'upstream', 'device', 'cpu_name', 'autocast_dtype', 'autocast',
-           'generator', 'seed_everything', 'provenance', 'parameters', 'Run', 'table', 'read_results', 'progress',
-           'figure_style', 'show_movie', 'show']
+           'project_root', 'runs_root', 'stage_dir', 'restored', 'upstream', 'device', 'cpu_name', 'autocast_dtype',
+           'autocast', 'generator', 'seed_everything', 'provenance', 'parameters', 'Run', 'table', 'read_results',
+           'progress', 'figure_style', 'show_movie', 'show']
 
 # %% ../nbs/00_core.ipynb #0b3745dd
-import contextlib, errno, hashlib, io, json, math, os, platform, subprocess, sys, time
+import contextlib, errno, hashlib, io, json, math, os, platform, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np, torch
@@ -93,9 +93,15 @@ def stage_dir(stage: str, profile: str) -> Path:
     "The run folder of a stage under a profile."
     return runs_root()/profile/stage
 
+def restored(stage: str, profile: str) -> Path:
+    "`stage_dir`; where nothing was run, the files that were published under `reports/<profile>/weights/<stage>/` (`fmnb_export`) are first copied there."
+    path, packed = stage_dir(stage, profile), project_root()/"reports"/profile/"weights"/stage
+    if packed.is_dir() and not (path/"config.json").exists(): shutil.copytree(packed, path, dirs_exist_ok=True)
+    return path
+
 def upstream(stage: str, profile: str) -> Path:
-    "The finished run folder of an earlier stage. The smoke profile makes it when it is absent; others say what to run."
-    path = stage_dir(stage, profile)
+    "The finished run folder of an earlier stage, or its published files. The smoke profile makes it when it is absent; others say what to run."
+    path = restored(stage, profile)
     if not (path/"results.json").exists() and profile == "smoke":
         subprocess.run([sys.executable, "-m", "fmnb.runner", "--profile", "smoke", "--only", stage, "--wait"], cwd=project_root(), check=True)
     if not (path/"results.json").exists():

@@ -279,7 +279,7 @@ def load_generator(profile: str, model: str = "teacher") -> Generator:
     where = dict(teacher=("33_scaled_dit", "ema"), student=("40_dmd", "student"), dmdr=("41_dmdr", "student"))
     if model not in where: raise UserError(f"no model '{model}': choose one of {', '.join(where)}")
     stage, file = where[model]
-    folder = core.stage_dir(stage, profile)
+    folder = core.restored(stage, profile)
     net = load_dit(folder/f"{file}.safetensors").to(core.device())
     if model != "teacher": return Generator(net, load_tensors(folder/f"{file}.safetensors")[1]["n_steps"], 1.0, True)
     made = json.loads((folder/"config.json").read_text())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STORED', 'random_signs', 'divergence', 'log_likelihood', 'standard_error', 'dequantize', 'importance_bound',
-           'BitsPerDim', 'bits_per_dim']
+           'BitsPerDim', 'bits_per_dim', 'level_bits', 'coded_bits']
 
 # %% ../nbs/25_likelihood.ipynb #4896b15b
 import math
@@ -110,3 +110,31 @@ def bits_per_dim(velocity, u8: Tensor, ts: Tensor, K: int = 1, probes: int = 1, 
     value, single = bits[:, 0], bits[:, 1:]
     probe_se = standard_error(single).pow(2).sum().sqrt().item() / N if probes else 0.0
     return BitsPerDim(value.mean().item(), standard_error(value).item(), probe_se, value)
+
+# %% ../nbs/25_likelihood.ipynb #25cod001
+def level_bits(u8: Tensor, x: Tensor, s: float, cdf=torch.sigmoid) -> Tensor:
+    "Bits (N,) that the levels `u8` (N, ...) cost under the distribution function `cdf` around `x` (N, ...) with scale `s`, cut into bins; the outermost bins reach to infinity."
+    lo, hi = ((dequantize(u8, torch.full_like(x, u)) - x) / s for u in (0., 1.))
+    lo, hi = lo.masked_fill(u8 == 0, -math.inf), hi.masked_fill(u8 == 255, math.inf)
+    lo, hi = torch.where(lo + hi > 0, -hi, lo), torch.where(lo + hi > 0, -lo, hi)               # the side where differences keep their digits
+    return -(cdf(hi) - cdf(lo)).clamp_min(1e-30).log2().flatten(1).sum(1)
+
+def coded_bits(velocity, u8: Tensor, ts: Tensor, s: float, probes: int = 1, cdf=torch.sigmoid, solver: Solver | None = None, batch: int = 128, seed: int = 0,
+               dtype=torch.float32, **cond) -> BitsPerDim:
+    """The upper bound of the bits per dimension of 8-bit images `u8` (N, C, H, W) through x_t at t = `ts`[-1] < 1 on the path t x1 + (1 - t) x0, where x1 are the stored levels; `s` and `cdf` are those of `level_bits`.
+
+    The other arguments are those of `bits_per_dim`, with one dequantisation an image. `s` must not be chosen on the images that are measured."""
+    if not 0 < ts[-1] < 1: raise UserError(f"the flow must stop before the data: ts ends at {float(ts[-1]):g} but must end inside (0, 1); bits_per_dim is for 1")
+    N, D, found, delta = len(u8), u8[0].numel(), [], 1 - float(ts[-1])
+    for i in range(0, N, batch):
+        images, mine = u8[i:i + batch], {k: c[i:i + batch] if isinstance(c, Tensor) and c.ndim and len(c) == N else c for k, c in cond.items()}
+        signs, _ = (a.to(u8.device, dtype) for a in _draws(u8.shape[1:], range(i, i + len(images)), max(1, probes), 1, seed))
+        eps = torch.stack([torch.randn(u8.shape[1:], generator=generator(seed, j, 1), dtype=torch.float64) for j in range(i, i + len(images))]).to(u8.device, dtype)
+        x = (1 - delta) * dequantize(images, torch.full_like(eps, .5)) + delta * eps
+        logp, _ = log_likelihood(velocity, x, ts, solver, signs if probes else 0, each=True, **mine)
+        with torch.no_grad(): guess = x + delta * velocity(x, ts[-1].to(x).expand(len(x)), **mine)
+        logq = -(.5 * eps.square().flatten(1).sum(1) + D * math.log(delta * (2 * math.pi)**.5))[:, None]
+        found.append((torch.cat([logp.mean(1, keepdim=True), logp], 1) - logq).double() / -math.log(2) + level_bits(images, guess.double(), s, cdf)[:, None])
+    bits = torch.cat(found).cpu() / D
+    probe_se = standard_error(bits[:, 1:]).pow(2).sum().sqrt().item() / N if probes else 0.0
+    return BitsPerDim(bits[:, 0].mean().item(), standard_error(bits[:, 0]).item(), probe_se, bits[:, 0])

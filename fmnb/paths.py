@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'bcast', 'bisect', 'Scheduler', 'CondOT', 'VP', 'Cosine', 'P
 import math
 from dataclasses import dataclass
 from typing import Callable, NamedTuple
-import numpy as np, torch
+import torch
 from torch import Tensor
 from .core import UserError
 
@@ -232,19 +232,20 @@ def minibatch_ot(x0: Tensor, x1: Tensor, generator: torch.Generator | None = Non
     from scipy.optimize import linear_sum_assignment
     check_pairs(x0, x1, y)
     a, b = (x.detach().reshape(len(x), -1) for x in (x0, x1))
-    cost = -(b @ a.T).double().cpu().numpy()                            # |x1 - x0|^2 up to terms that no permutation changes
+    cost = ((b.mean(0) - b) @ a.T).double().cpu()                       # half of |x1 - x0|^2 up to terms that no permutation changes
     return x0[torch.from_numpy(linear_sum_assignment(reduced(cost))[1]).to(x0.device)]
 
 # %% ../nbs/20_paths.ipynb #738c1d23
-def reduced(cost: np.ndarray, temperatures=(.3, .03), sweeps: int = 10) -> np.ndarray:
-    "`cost` (B, B) minus row and column potentials of a few float32 Sinkhorn sweeps: every permutation is changed by the same amount, and an assignment solver finds the best one sooner."
-    C = cost.astype(np.float32); spread = C.std() or 1.
-    u = C.min(1); v = (C - u[:, None]).min(0)
-    for T in (np.float32(spread * t) for t in temperatures):
-        K, q = np.exp((u[:, None] + v - C) / T), np.ones_like(v)
-        for _ in range(sweeps): p = 1 / np.maximum(K @ q, 1e-30); q = 1 / np.maximum(K.T @ p, 1e-30)
-        u, v = u + T * np.log(p), v + T * np.log(q)
-    return cost - u[:, None] - v
+def reduced(cost: Tensor, temperatures=(.3, .1, .03, .01), sweeps: int = 5) -> Tensor:
+    """`cost` (B, B), float64 on the CPU, minus row and column potentials of a few float32 Sinkhorn sweeps at each temperature: every permutation is changed by the same amount, and an
+    assignment solver finds the best one sooner. The unit of result and temperatures is the mean cost after the minima of rows and columns are taken off."""
+    cost = cost - cost.amin(1, keepdim=True); cost -= cost.amin(0); cost /= cost.mean().item() or 1.
+    C = cost.float(); K, u, v = torch.empty_like(C), C.new_zeros(len(C)), C.new_zeros(len(C))
+    for T in temperatures:
+        torch.sub(u[:, None], C, out=K).add_(v).mul_(1 / T).clamp_(min=-60).exp_(); q = torch.ones_like(v)
+        for _ in range(sweeps): p = (K @ q).clamp_(1e-30, 1e30).reciprocal_(); q = (K.T @ p).clamp_(1e-30, 1e30).reciprocal_()
+        u, v = u + T * p.log(), v + T * q.log()
+    return cost.sub_(u[:, None]).sub_(v)
 
 # %% ../nbs/20_paths.ipynb #fca0ca45
 @dataclass(frozen=True)

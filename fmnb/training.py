@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'lr_scale', 'fm_loss', 't_bins', 'processes',
            'shares', 'gather', 'add_up', 'NonFinite', 'guard', 'train', 'means', 'fit', 'train_dit', 'images_seen',
-           'train_state']
+           'train_state', 'snapshots']
 
 # %% ../nbs/31_training.ipynb #e6da076b
 import json, math, os, time
@@ -247,8 +247,8 @@ def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 5
     return records
 
 # %% ../nbs/31_training.ipynb #3714f486
-def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None, micro: int = 0):
-    "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights."
+def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None, micro: int = 0, snap_every: int = 0):
+    "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on."
     device = device or core.device()
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
@@ -256,7 +256,8 @@ def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, 
     state = train_state(data, model_cfg, cfg, device, start).resume(run/"train.state.safetensors")
     model = state.modules["model"]
     if compile: compile_blocks(model)
-    records = fit(run, state, train(state, data, cfg, device, micro), cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch)
+    loop = snapshots(train(state, data, cfg, device, micro), run, state, snap_every, lambda step: images_seen(start) + step * cfg.batch)
+    records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch)
     seen = images_seen(start) + state.step * cfg.batch
     if processes()[0] == 0:
         save_dit(run/"model.safetensors", model, step=state.step, images_seen=seen)
@@ -278,3 +279,11 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
     made_of = dict(images=digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
     return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(DiTConfig()) | asdict(TrainConfig()))
+
+# %% ../nbs/31_training.ipynb #31snap00
+def snapshots(loop, run: Run, state: State, every: int, seen=lambda step: None):
+    "The records of `loop`; after every `every` steps (0: never) the EMA is written beside the run's other files, named by its step."
+    for rec in loop:
+        if every and rec["step"] % every == 0 and processes()[0] == 0:
+            save_dit(run/f"ema_{rec['step']:06d}.safetensors", state.modules["model"], state.ema["model"], step=rec["step"], images_seen=seen(rec["step"]))
+        yield rec
