@@ -132,7 +132,7 @@ def site(self: Session, name, fn, x=None, sign=1, branch="joint"):
     self.used.add(rule); g, first = self.decide(rule, branch)
     base = None if rule.target == "output" else sign * x if rule.target == "residual" else self.reference(name)
     if slot.ring and not g.go:
-        out = self.forecast(rule, slot, base)
+        out = self.forecast(rule, slot, base, g.mem)
         if not (rule.policy.oracle or rule.policy.verifies(name)):
             self.saved[name] = self.saved.get(name, 0) + (1 if x is None else len(x))
             return out
@@ -169,10 +169,10 @@ def store(self: Session, rule: Rule, slot: Slot, out, base, x):
     self.held += slot.bytes() - before; self.peak = max(self.peak, self.held)
 
 @patch
-def forecast(self: Session, rule: Rule, slot: Slot, base):
+def forecast(self: Session, rule: Rule, slot: Slot, base, mem):
     "The predictor's guess for now."
-    if (key := (id(rule), *slot.taus)) not in self.weights: self.weights[key] = rule.predictor.weights(slot.taus, float(self.i) if rule.coord == "step" else self.t)
-    w = self.weights[key]                                          # all sites of a rule have the same places, and so the same weights
+    if (key := (id(mem), *slot.taus)) not in self.weights: self.weights[key] = rule.predictor.weights(slot.taus, float(self.i) if rule.coord == "step" else self.t, **(dict(mem=mem) if rule.predictor.noted else {}))
+    w = self.weights[key]                                          # all sites that one decision is for have the same places, and so the same weights
     out = rule.predictor.apply(slot.ring, w)
     self.forecasts += 2 * out.numel() * (sum(map(bool, w)) - (list(w)[-1:] == [1.] and sum(map(bool, w)) == 1) + (base is not None) if not isinstance(w[0], list) else 2 * len(slot.ring))
     return (out if base is None else out + base).to(slot.out)

@@ -5,23 +5,31 @@
 # %% auto #0
 __all__ = ['TRAINING_IMAGES', 'step_flops', 'muon_flops', 'meta_dit', 'train_flops', 'distill_flops', 'sampling_flops', 'stepped',
            'teacher_state', 'student_state', 'n_bytes', 'file_bytes', 'state_bytes', 'dit_bytes', 'activations',
-           'memory', 'Rate', 'matmul_rate', 'make_rate', 'Line', 'data_facts', 'configs', 'cache_settings',
-           'parameters_of', 'cache_controls', 'cost_lines', 'forwards', 'samples_bytes', 'plan_teacher', 'plan_distill',
-           'plan_caching', 'published', 'plan', 'show_value', 'plan_text', 'plan_cli']
+           'memory', 'Live', 'fake_step', 'step_memory', 'Rate', 'make_rate', 'Line', 'data_facts', 'training_facts',
+           'vae_facts', 'plan_latents', 'configs', 'cache_settings', 'parameters_of', 'cache_controls', 'cost_lines',
+           'forwards', 'samples_bytes', 'plan_teacher', 'plan_distill', 'plan_caching', 'published', 'plan',
+           'show_value', 'plan_text', 'plan_cli']
 
 # %% ../nbs/62_plan.ipynb #d606a3fe
-import argparse, json, math, time
-from dataclasses import dataclass, asdict, astuple
+import argparse, json, math, weakref
+from dataclasses import dataclass, asdict, astuple, replace
 from functools import lru_cache
 from pathlib import Path
+from unittest.mock import patch
 import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from . import core
 from .core import UserError, autocast_dtype, command, project_root
 from .data import SOURCES
 from .dit import DiT, DiTConfig, flops, n_params
 from .dmd import DMDConfig
+from .latents import SHAPES, make_vae
 from .runner import apply_sets, notebooks, read_json, read_profile
-from .training import State, TrainConfig, param_groups
+from .training import State, TrainConfig, fm_loss, matmul_rate, param_groups, recompute_blocks, shares
 
 # %% ../nbs/62_plan.ipynb #ca1745af
 def step_flops(cfg: DiTConfig) -> int:
@@ -71,7 +79,7 @@ def stepped(state: State) -> State:
 def teacher_state(cfg: DiTConfig, t: TrainConfig) -> State:
     "The state of a training of `cfg` after a step, on the meta device."
     model = meta_dit(cfg)
-    return stepped(State(dict(model=model), {type(o).__name__.lower(): o for o in param_groups(model, t)}, dict(model=t.ema), asdict(cfg) | asdict(t) | dict(images="0" * 16)))
+    return stepped(State(dict(model=model), {type(o).__name__.lower(): o for o in param_groups(model, t)}, dict(model=t.ema) | {f"model@{d:g}": d for d in t.emas}, asdict(cfg) | asdict(t) | dict(images="0" * 16)))
 
 def student_state(cfg: DiTConfig, d: DMDConfig, **settings) -> State:
     "The state of a distillation after a step, on the meta device; student and critic are alike, so one network stands for both."
@@ -118,6 +126,54 @@ def memory(state: State, acts: int, extra: int = 0) -> dict:
     weights = part("model.")
     return dict(weights=weights + extra, gradients=weights, optimizer=part("opt."), EMA=part("ema."), activations=acts)
 
+# %% ../nbs/62_plan.ipynb #62fake01
+class Live(TorchDispatchMode):
+    "Counts the bytes of all storages made within: `now` and, since it was last set, `peak`, with what `extra()` said then."
+    def __init__(self, extra=lambda: 0): super().__init__(); self.now, self.peak, self.at, self.extra, self.seen = 0, 0, 0, extra, weakref.WeakSet()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for s in (t.untyped_storage() for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+            if s not in self.seen: self.seen.add(s); self.now += s.nbytes(); weakref.finalize(s, self.free, s.nbytes())
+        if self.now > self.peak: self.peak, self.at = self.now, self.extra()
+        return out
+    def free(self, n): self.now -= n
+
+def fake_step(model, opts, emas, t: TrainConfig, dtype, micro: int = 0):
+    "One training step, as `fmnb.training.train` does it, of a model of fake tensors."
+    cfg, B = model.cfg, t.batch
+    for o in opts: o.zero_grad(set_to_none=True)
+    x, y = torch.empty(B, cfg.channels, cfg.size, cfg.size), torch.zeros(B, dtype=torch.long)
+    for part in shares(B, micro=micro):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32): loss = fm_loss(model, x, y, t, None, part)[0]
+        (loss.sum() / B).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip)
+    for o in opts: o.step()
+    with torch.no_grad():
+        for own in emas: live = model.state_dict(); torch._foreach_lerp_([own[k] for k in own], [live[k] for k in own], .1)
+
+# %% ../nbs/62_plan.ipynb #62fake02
+@lru_cache(32)
+def _step_memory(model: tuple, train: str, dtype, fused: bool, recompute: bool, micro: int) -> dict:
+    cfg, t, done = DiTConfig(*model), TrainConfig(**json.loads(train)), [0]
+    attend = patch("fmnb.dit.attend", F.scaled_dot_product_attention) if fused else patch("fmnb.dit._", None, create=True)
+    with attend, FakeTensorMode(), Live(lambda: done[0]) as live:
+        net = DiT(cfg); weights = live.now; opts = param_groups(recompute_blocks(net) if recompute else net, t)
+        for g in (g for o in opts for g in o.param_groups if "fused" in g): g["fused"], g["foreach"] = True, False      # the other ways ask a fake tensor for its value
+        for p in net.parameters(): p.register_post_accumulate_grad_hook(lambda p: done.__setitem__(0, sum(q.grad.nbytes for q in net.parameters() if q.grad is not None)))
+        emas = [{k: v.detach().clone() for k, v in net.state_dict().items()} for _ in [t.ema, *t.emas]]
+        fake_step(net, opts, emas, t, dtype, micro)                                            # makes the optimizer's state
+        for o in opts: o.zero_grad(set_to_none=True)
+        state = n_bytes([v for o in opts for s in o.state.values() for v in s.values() if torch.is_tensor(v)]); live.peak = done[0] = 0
+        fake_step(net, opts, emas, t, dtype, micro)
+    averages = len(emas) * n_bytes(emas[0])
+    return dict(weights=weights, gradients=live.at, optimizer=state, EMA=averages, activations=live.peak - weights - live.at - state - averages)
+
+def step_memory(cfg: DiTConfig, t: TrainConfig, dtype=torch.float32, fused: bool = False, recompute: bool = False, micro: int = 0) -> dict:
+    "Bytes by part at the peak of one whole training step, by running it on fake tensors; `activations` are also what the operations need meanwhile. `fused`: attention that does not write out its scores; `recompute`, `micro`: as in `train_dit`. Beyond six blocks every part grows by what two more blocks add."
+    at = lambda depth: _step_memory(astuple(replace(cfg, depth=depth)), json.dumps(asdict(t), sort_keys=True), dtype, fused, recompute, micro)
+    if cfg.depth <= 6: return dict(at(cfg.depth))
+    four, six = at(4), at(6); return {k: six[k] + (six[k] - four[k]) * (cfg.depth - 6) // 2 for k in six}
+
 # %% ../nbs/62_plan.ipynb #5103d747
 @dataclass
 class Rate:
@@ -126,15 +182,6 @@ class Rate:
     kind: str = "measured"
     utilisation: float = 0.35
     def seconds(self, n: float) -> float: return n / (self.flops * self.utilisation)
-
-def matmul_rate(seconds: float = 2.0, dtype=None, n: int = 1024, device=None) -> float:
-    "FLOP/s of n x n matrix products on this machine, measured for about `seconds`."
-    device = device or core.device(); dtype = dtype or autocast_dtype(device)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    (a @ b).sum().item(); count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds: a @ b; count += 1; wait()
-    return 2 * n**3 * count / (time.perf_counter() - start)
 
 def make_rate(tflops=None, utilisation: float = 0.35, device=None, seconds: float = 2.0) -> Rate:
     "The rate to plan with: `tflops` if given, else measured; what cannot be is a `UserError`."
@@ -161,11 +208,40 @@ TRAINING_IMAGES = dict(digits=(4_000, 1), fashion_mnist=(60_000, 1), cifar10=(50
 def data_facts(name: str) -> tuple[int, int, int]:
     "Training images, channels and classes of a data set, without reading an image; for a folder colour is assumed."
     if name in TRAINING_IMAGES: return *TRAINING_IMAGES[name], len(SOURCES[name][4])
+    if name == "imagenet": return 1_281_167, 3, 1000
     if name in SOURCES: raise UserError(f"data set {name} has no split 'train' to learn from; choose one of {', '.join(TRAINING_IMAGES)} or a folder of images")
     if not Path(name).is_dir(): raise UserError(f"no data set '{name}': it is neither one of {', '.join(TRAINING_IMAGES)} nor a folder of images")
     files = [p for p in Path(name).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")]
     if not files: raise UserError(f"the folder {name} holds no images; put image files in it")
     return len(files), 3, max(1, len({p.parent for p in files}))
+
+# %% ../nbs/62_plan.ipynb #62lat001
+def training_facts(full: dict) -> tuple[int, int, int]:
+    "`data_facts` of what the teacher trains on; latents come from the stage 18_latents of the same profile."
+    p = full["33_scaled_dit"]
+    if p["data"] != "latents": return data_facts(p["data"])
+    if "18_latents" not in full: raise UserError("data is 'latents' but the profile does not list 18_latents, which makes them; list both")
+    l = full["18_latents"]; n, _, classes = data_facts(l["data"])
+    if l["size"] // 8 != p["size"]: raise UserError(f"33_scaled_dit has size={p['size']} but the latents of {l['size']} pixels are {l['size'] // 8} x {l['size'] // 8}; set 33.size={l['size'] // 8}")
+    return min(n, l["n_images"] or n), 4, classes
+
+@lru_cache(8)
+def vae_facts(name: str, size: int) -> tuple[int, int, int]:
+    "Parameters of an autoencoder of `SHAPES`, and FLOPs to encode and to decode one image of `size` pixels."
+    with torch.device("meta"):
+        vae, out = make_vae(name), []
+        for f in (lambda: vae.encode(torch.empty(1, 3, size, size)), lambda: vae.decode(torch.empty(1, 4, size // 8, size // 8))):
+            with FlopCounterMode(display=False) as counter: f()
+            out.append(counter.get_total_flops())
+    return n_params(vae), *out
+
+def plan_latents(p: dict, rate: Rate, stage="18_latents") -> list[Line]:
+    "The lines of the stage that encodes every image once; none for an autoencoder whose shape is not known here."
+    if p["autoencoder"] not in SHAPES: return []
+    params, encode, _ = vae_facts(p["autoencoder"], p["size"]); n = data_facts(p["data"])[0]; n = min(n, p["n_images"] or n); views = 1 + p["flips"]
+    return [Line(stage, "parameters", params, note=f"of the autoencoder {p['autoencoder']}"), Line(stage, "encoding", encode, "FLOP", note="one image"), Line(stage, "images", n, note="each encoded once" + (", and once mirrored" if p["flips"] else "")),
+            Line(stage, "shards", math.ceil(n / p["shard"])), Line(stage, "disk", n * (views * 2 * 4 * (p["size"] // 8) ** 2 * 2 + 8), "B", note="mean and standard deviation in half precision, and the label"),
+            Line(stage, "time", rate.seconds(n * views * encode), "s", note=f"{show_value(rate.flops, 'FLOP/s')} ({rate.kind}) x {rate.utilisation} (stated); without reading and decoding the files")]
 
 # %% ../nbs/62_plan.ipynb #737e7b65
 def configs(full: dict, profile: str = "the profile") -> dict:
@@ -173,8 +249,8 @@ def configs(full: dict, profile: str = "the profile") -> dict:
     need = {"40_dmd": "33_scaled_dit", "41_dmdr": "40_dmd", "50_caching": "33_scaled_dit"}
     if lost := [s for s in need if s in full and need[s] not in full]: raise UserError(f"{profile} lists {lost[0]} but not {need[lost[0]]}, which it starts from; list both")
     if "33_scaled_dit" not in full: return {}
-    p = full["33_scaled_dit"]; _, channels, classes = data_facts(p["data"])
-    out = dict(model=DiTConfig(**{k: p[k] for k in ("size", "patch", "width", "depth", "heads", "mlp_ratio")}, channels=channels, num_classes=classes),
+    p = full["33_scaled_dit"]; _, channels, classes = facts = training_facts(full)
+    out = dict(facts=facts, model=DiTConfig(**{k: p[k] for k in ("size", "patch", "width", "depth", "heads", "mlp_ratio")}, channels=channels, num_classes=classes),
                train=TrainConfig(**{k: p[k] for k in ("steps", "batch", "optimizer", "lr", "muon_lr", "ema", "seed")}, time=p["time_density"], warmup=min(50, p["steps"] // 4)))
     meta_dit(out["model"])                                                          # complains as the run would
     names = ("updates", "batch", "alpha", "critic_ratio", "lr", "critic_lr", "ema", "warmup")
@@ -220,7 +296,7 @@ def samples_bytes(cfg: DiTConfig, n: int, **meta) -> int:
 # %% ../nbs/62_plan.ipynb #ca2d0d9f
 def plan_teacher(p: dict, c: dict, rate: Rate, dtype, fused: bool, stage="33_scaled_dit") -> list[Line]:
     "The lines of the teacher's training."
-    cfg, t = c["model"], c["train"]; state, N = teacher_state(cfg, t), data_facts(p["data"])[0]
+    cfg, t = c["model"], c["train"]; state, N = teacher_state(cfg, t), c["facts"][0]
     own = train_flops(cfg, t); step, saved = sum(own.values()), state_bytes(state, t.steps)
     disk = saved + 2 * dit_bytes(cfg, step=t.steps) + samples_bytes(cfg, p["n_eval"], w=p["w"], steps=p["sample_steps"])
     out = [Line(stage, "parameters", n_params(state.modules["model"]),
@@ -230,7 +306,8 @@ def plan_teacher(p: dict, c: dict, rate: Rate, dtype, fused: bool, stage="33_sca
            Line(stage, "steps", t.steps), Line(stage, "images seen", t.steps * t.batch),
            Line(stage, "epochs", t.steps * t.batch / N, note=f"of all {N:,} images" + (", before curation" if p["use_curated"] else ""))]
     sampling = forwards(p["w"]) * (p["n_eval"] * p["sample_steps"] + min(50, p["n_eval"])) * flops(cfg)["total"]
-    return out + cost_lines(stage, rate, t.steps * step, sampling, memory(state, activations(cfg, t.batch, dtype, fused)["total"]), disk,
+    parts, again = (step_memory(cfg, t, dtype, fused, r) for r in (False, True))
+    return out + [Line(stage, "memory if recomputed", sum(again.values()), "B", note="the same step with `recompute`: every block is computed again in the backward, for a third more of its FLOPs")] + cost_lines(stage, rate, t.steps * step, sampling, parts, disk,
                             f"of it {show_value(saved, 'B')} the state, written anew every {p['log_every']} steps "
                             f"(about {show_value(rate.seconds(p['log_every'] * step), 's')}); two of them while one is being written")
 
@@ -271,7 +348,7 @@ def plan(profile="digits", sets=(), rate: Rate | None = None, device=None, root=
     c, dtype, fused, out = configs(full, f"profile {profile}"), autocast_dtype(device), device.type == "cuda", []
     rate = rate or make_rate(device=device)
     for s, v in full.items():
-        lines = []
+        lines = plan_latents(v, rate) if s == "18_latents" else []
         if s == "33_scaled_dit": lines = plan_teacher(v, c, rate, dtype, fused)
         if s in ("40_dmd", "41_dmdr"): lines = plan_distill(s, full, c, rate, dtype, fused)
         if s == "50_caching": lines = plan_caching(full, c, rate)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Step', 'Policy', 'Interval', 'Window', 'Once', 'Mask', 'Broadcast', 'bins', 'schedule', 'change', 'Threshold',
-           'EasyCache', 'Sensitivity', 'MagRatio', 'Verify', 'Oracle']
+           'EasyCache', 'Sensitivity', 'Probe', 'MagRatio', 'Verify', 'Oracle']
 
 # %% ../nbs/46_policies.ipynb #e611e0d7
 import math
@@ -138,6 +138,22 @@ class Sensitivity(Policy):
         go = s.since == 0 or s.since > self.max_run or self.jx * (x - mem["x"]).square().mean().sqrt().item() + self.jt * abs(s.t - mem["t"]) >= limit
         if go: mem |= dict(x=x, t=s.t)
         return go
+
+# %% ../nbs/46_policies.ipynb #pb0be001
+@dataclass(frozen=True)
+class Probe(Threshold):
+    """DiCache (arXiv 2508.17356): the first blocks are computed at every step, and the sum of their relative changes decides, after the first `keep` of the steps.
+
+    It notes as `stretch` how far the probe has come on the way that it went between the last two computed steps, |p - p_0| / |p_1 - p_0|, kept within `bounds`: what `Stretch` follows."""
+    tap: str = "probe"; last: int = 0; reduce: str = "mean"; keep: float = .2; bounds: tuple = (1., 1.5)
+    def computes(self, s, mem, tap):
+        go = super().computes(s, mem, tap) or s.i < self.keep * s.n
+        if go: mem["sum"] = 0.
+        elif len(past := mem.get("probes", [])) == 2:
+            size = lambda u: u.abs().mean().item()
+            mem["stretch"] = min(max(size(tap(self.tap) - past[0]) / max(size(past[1] - past[0]), 1e-12), self.bounds[0]), self.bounds[1])
+        return go
+    def saw(self, s, mem, out, tap): mem["probes"] = [*mem.get("probes", []), tap(self.tap)][-2:]
 
 # %% ../nbs/46_policies.ipynb #a5afb6bf
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PRESETS', 'SCM_BINS', 'TEACACHE_FLUX', 'method', 'preset', 'fora', 'pab', 'delta_dit', 'taylorseer',
            'taylorseer_lite', 'newton', 'hicache', 'spectrum', 'freqca', 'scm', 'searched', 'smoothcache', 'l2p',
-           'condition', 'fbcache', 'dbcache', 'teacache', 'magcache', 'easycache', 'sencache', 'speca', 'fastercache',
-           'guidance_delta']
+           'condition', 'fbcache', 'dbcache', 'dicache', 'teacache', 'magcache', 'easycache', 'sencache', 'speca',
+           'fastercache', 'guidance_delta']
 
 # %% ../nbs/48_cache_presets.ipynb #f24586fe
 import inspect
 from .caching import Rule
 from .core import UserError
-from .policies import Broadcast, EasyCache, Interval, MagRatio, Mask, Once, Sensitivity, Threshold, Verify, Window, bins
-from .predictors import Chebyshev, Damped, Frequency, Hermite, Newton, Reuse, Table, Taylor
+from .policies import Broadcast, EasyCache, Interval, MagRatio, Mask, Once, Probe, Sensitivity, Threshold, Verify, Window, bins
+from .predictors import Chebyshev, Damped, Frequency, Hermite, Newton, Reuse, Stretch, Table, Taylor
 
 # %% ../nbs/48_cache_presets.ipynb #83ae803f
 PRESETS = {}
@@ -88,6 +88,9 @@ def fbcache(limit: float = .05): return [Rule("span", Threshold(limit, "probe", 
 @method("cache-dit's DBCache (github.com/vipshop/cache-dit)")
 def dbcache(limit: float = .08, ends: tuple = (8, 0), warmup: int = 8, order: int = 1, max_run: int = 10**9):
     return [Rule("span", Threshold(limit, "probe", accumulate=False, warmup=warmup, last=0, max_run=max_run, reduce="mean"), Taylor(order), "residual", ends=ends, share=False)]
+
+@method("arXiv 2508.17356 (DiCache)")
+def dicache(limit: float = .4, keep: float = .2): return [Rule("span", Probe(limit, keep=keep), Stretch(), "residual", ends=(1, 0), share=False)]
 
 @method("Liu et al. 2024, arXiv 2411.19108; `poly` must be fitted to the model")
 def teacache(limit: float = .25, poly: tuple = (1., 0.)): return [Rule("trunk", Threshold(limit, "mod", poly=poly, reduce="mean"), target="residual", share=False)]

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'lr_scale', 'fm_loss', 't_bins', 'processes',
-           'shares', 'gather', 'add_up', 'NonFinite', 'guard', 'train', 'means', 'fit', 'train_dit', 'images_seen',
-           'train_state', 'snapshots']
+           'shares', 'gather', 'add_up', 'sharded', 'unsharded', 'shard', 'NonFinite', 'guard', 'train', 'matmul_rate',
+           'measured_peak', 'means', 'fit', 'train_dit', 'images_seen', 'train_state', 'snapshots', 'recompute_blocks',
+           'to_tensorboard']
 
 # %% ../nbs/31_training.ipynb #e6da076b
 import json, math, os, time
-from dataclasses import dataclass, asdict
+from dataclasses import dataclass, asdict, field
+from functools import cache
 from pathlib import Path
 import torch
+from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from . import core
 from .core import UserError, Run, autocast, digest, generator, load_tensors, load_weights, progress, save_tensors
@@ -27,7 +30,8 @@ def orthogonalise(M, steps: int = 5):
     if tall := M.shape[-2] > M.shape[-1]: X = X.mT.contiguous()
     for _ in range(steps):
         A = X @ X.mT
-        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+        P = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315); P.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        X = P @ X                                                              # (3.4445 - 4.7750 A + 2.0315 A A) X
     return X.mT if tall else X
 
 class Muon(torch.optim.Optimizer):
@@ -58,6 +62,7 @@ class TrainConfig:
     warmup: int = 50              # steps of linear warm-up
     decay: float = 0.4            # last fraction of the steps, in which the rates fall linearly to zero
     ema: float = 0.998
+    emas: list = field(default_factory=list)      # further decays, each averaged and written beside it
     clip: float = 1.0             # gradient norm
     drop: float = 0.1             # labels dropped, so that guidance has an unconditional model
     time: str = "uniform"         # density of t: "uniform" or "logit_normal"
@@ -67,6 +72,7 @@ class TrainConfig:
     def __post_init__(self):
         if self.time not in ("uniform", "logit_normal"): raise UserError(f"time is '{self.time}' but must be 'uniform' or 'logit_normal'")
         if self.optimizer not in ("muon", "adamw"): raise UserError(f"optimizer is '{self.optimizer}' but must be 'muon' or 'adamw'")
+        if wrong := [d for d in [self.ema, *self.emas] if not 0 <= d < 1]: raise UserError(f"the decay of an EMA is {wrong[0]} but must be at least 0 and below 1")
         if self.steps < 1 or self.batch < 1: raise UserError(f"steps is {self.steps} and batch {self.batch}, but both must be at least 1")
 
 def param_groups(model, cfg) -> list:
@@ -79,11 +85,11 @@ def param_groups(model, cfg) -> list:
 
 # %% ../nbs/31_training.ipynb #3c0b1d5f
 class State:
-    "What a training is at a step: named modules (live weights), their EMAs, optimizers, and the step. One file holds it all."
+    "What a training is at a step: named modules (live weights), their EMAs by name (`model`, or `model@0.99` for one of several), optimizers, and the step. One file holds it all."
     def __init__(self, modules: dict, optimizers: dict, ema: dict | None = None, settings: dict | None = None, defaults: dict | None = None):
         self.modules, self.optimizers, self.step = modules, optimizers, 0
         self.settings, self.defaults, self.decays = settings or {}, defaults or {}, ema or {}
-        self.ema = {k: {n: p.detach().clone() for n, p in modules[k].state_dict().items()} for k in self.decays}
+        self.ema = {k: {n: p.detach().clone() for n, p in modules[k.split("@")[0]].state_dict().items()} for k in self.decays}
         self.base_lrs = {k: [g["lr"] for g in o.param_groups] for k, o in optimizers.items()}
 
     @torch.no_grad()
@@ -91,7 +97,7 @@ class State:
         "EMA <- d EMA + (1 - d) weights, with a shorter memory in the first steps: d = min(decay, (1 + step) / (10 + step))."
         for k, decay in self.decays.items():
             d = min(decay, (1 + self.step) / (10 + self.step))
-            own, live = self.ema[k], self.modules[k].state_dict()
+            own, live = self.ema[k], self.modules[k.split("@")[0]].state_dict()
             torch._foreach_lerp_([own[n] for n in own], [live[n] for n in own], 1 - d)
 
     def to(self, device) -> "State":
@@ -116,7 +122,10 @@ def tensors(self: State) -> dict:
     return out
 
 @patch
-def save(self: State, path): save_tensors(path, self.tensors(), step=self.step, settings=self.settings)
+def save(self: State, path):
+    "Write the state; of several processes the first one does, and where the weights are sharded all must call it."
+    tensors = unsharded(self.tensors())
+    if processes()[0] == 0: save_tensors(path, tensors, step=self.step, settings=self.settings)
 
 @patch
 def resume(self: State, path) -> "State":
@@ -190,8 +199,34 @@ def gather(x):
 def add_up(grads):
     "Replace every gradient by its sum over all processes."
     if processes()[1] == 1: return
+    if sharded(): torch._foreach_mul_(grads, processes()[1]); return       # FSDP has averaged them
     flat = torch.cat([g.flatten() for g in grads]); torch.distributed.all_reduce(flat)
     for g, s in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(s.view_as(g))
+
+# %% ../nbs/31_training.ipynb #31fsdp01
+def sharded() -> bool:
+    "Whether the launcher asked for FSDP."
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and processes()[1] > 1
+
+def unsharded(tensors: dict) -> dict:
+    "Sharded tensors gathered, in the order of their names; all processes must call it."
+    return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in sorted(tensors.items())}
+
+def shard(state: "State", cfg: TrainConfig):
+    "Deal weights, moments and averages of `state`, alike in all processes, to the processes: FSDP2 for every block and for the rest."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
+    if cfg.optimizer == "muon": raise UserError("Muon needs whole matrices but FSDP cuts them; set optimizer=adamw, or launch without --use_fsdp")
+    model = state.modules["model"]; mesh = init_device_mesh(next(model.parameters()).device.type, (processes()[1],))
+    for part in [*model.blocks, model]: fully_shard(part, mesh=mesh)
+    own, cut = model.state_dict(), lambda v, like: distribute_tensor(v, mesh, like.placements, src_data_rank=None)      # each has it all: nothing is sent
+    state.ema = {k: {n: cut(v, own[n]) for n, v in e.items()} for k, e in state.ema.items()}
+    moments = {k: o.state_dict()["state"] for k, o in state.optimizers.items()}
+    state.optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
+    for k, o in state.optimizers.items():
+        ps = [p for g in o.param_groups for p in g["params"]]
+        for i, m in moments[k].items(): o.state[ps[i]] = {n: cut(v, ps[i]) if v.ndim else v for n, v in m.items()}
 
 # %% ../nbs/31_training.ipynb #e37f6314
 class NonFinite(RuntimeError):
@@ -204,23 +239,38 @@ def guard(loss, norm, step, t):
                         "the last checkpoint is whole: lower the learning rate or look at the data of this step")
 
 def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("cpu"), micro: int = 0):
-    "Generator: trains from `state.step` to `cfg.steps`, yielding a record (step, loss, grad_norm, lr, bins) after each step. `micro`: images a forward, 0 for all at once."
+    "Generator: trains from `state.step` to `cfg.steps`, yielding a record (step, loss, grad_norm, lr, bins, share of the time that loading took) after each step. `micro`: images a forward, 0 for all at once."
     model, opts = state.modules["model"], state.optimizers.values()
     parts = shares(cfg.batch, *processes(), micro)
     while state.step < cfg.steps:
-        gen, batch = generator(cfg.seed, state.step), batch_indices(len(data), state.step, cfg.batch, cfg.seed, data.weights)
-        (x1, y), draws, seen = data.batch(batch, gen), gen.get_state(), []
+        began, gen, batch = time.perf_counter(), generator(cfg.seed, state.step), batch_indices(len(data), state.step, cfg.batch, cfg.seed, data.weights)
+        (x1, y), draws, seen = data.batch(batch, gen), gen.get_state(), []; loading = time.perf_counter() - began
         for o in opts: o.zero_grad(set_to_none=True)
         for part in parts:
             with autocast(device): loss, t = fm_loss(model, x1.to(device), y.to(device), cfg, gen.set_state(draws), part)
             (loss.sum() / cfg.batch).backward(); seen.append(torch.stack([loss.detach(), t]))
         loss, t = gather(torch.cat(seen, 1)); add_up([p.grad for p in model.parameters()])
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
+        norm = unsharded(dict(n=torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)))["n"].item()
         guard(loss.mean().item(), norm, state.step, t)
         scale = lr_scale(state.step, cfg.steps, cfg.warmup, cfg.decay); state.scale_lr(scale)
         for o in opts: o.step()
         state.step += 1; state.update_ema()
-        yield dict(step=state.step, loss=loss.mean().item(), grad_norm=norm, lr=scale, bins=t_bins(loss, t))
+        yield dict(step=state.step, loss=loss.mean().item(), grad_norm=norm, lr=scale, bins=t_bins(loss, t), loading=loading / (time.perf_counter() - began))
+
+# %% ../nbs/31_training.ipynb #31peak01
+def matmul_rate(seconds: float = 2.0, dtype=None, n: int = 1024, device=None) -> float:
+    "FLOP/s of n x n matrix products on this machine, measured for about `seconds`."
+    device = device or core.device(); dtype = dtype or core.autocast_dtype(device)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    (a @ b).sum().item(); count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds: a @ b; count += 1; wait()
+    return 2 * n**3 * count / (time.perf_counter() - start)
+
+@cache
+def measured_peak(device) -> float:
+    "`matmul_rate` of this process, measured once."
+    return matmul_rate(.2, device=device)
 
 # %% ../nbs/31_training.ipynb #052c940b
 def means(records: list) -> dict:
@@ -230,38 +280,40 @@ def means(records: list) -> dict:
     column = lambda k: [r[k] for r in records if k in r]
     return {k: [mean(c) for c in zip(*column(k))] if kind is list else mean(column(k)) for k, kind in names.items()}
 
-def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 50, what="train", flops_per_step: float = 0.0):
-    "Drive the generator `loop`: every `log_every` steps log the means of its records and save `state` as `<run>/<what>.state.safetensors`. Returns the log. Of several processes the first one writes."
+def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 50, what="train", flops_per_step: float = 0.0, peak: float = 0.0):
+    "Drive the generator `loop`: every `log_every` steps log the means of its records and save `state` as `<run>/<what>.state.safetensors`. `peak`: FLOP/s of matrix products, of which the log then gives the share that is used. Returns the log. Of several processes the first one writes."
     (rank, _), records, recent = processes(), run.stats(what, upto=state.step), []
     bar, t0 = progress(total, what, state.step), time.perf_counter()
     for rec in loop:
         recent.append(rec); bar.update(1)
         if rec["step"] % log_every == 0 or rec["step"] >= total:
             rate = len(recent) / (time.perf_counter() - t0)
-            out = dict(what=what, step=rec["step"]) | means(recent) | dict(img_s=round(rate * batch, 1), gflops_s=round(rate * flops_per_step / 1e9, 1))
+            out = dict(what=what, step=rec["step"]) | means(recent) | dict(img_s=round(rate * batch, 1), gflops_s=round(rate * flops_per_step / 1e9, 1)) | (dict(peak_share=round(rate * flops_per_step / peak, 4)) if peak else {})
             records.append(out)
-            if rank == 0: run.log(out); state.save(run/f"{what}.state.safetensors")       # a line without its state is dropped by the resume
+            if rank == 0: run.log(out)                    # a line without its state is dropped by the resume
+            state.save(run/f"{what}.state.safetensors")
             bar.set_postfix_str(f"loss {out.get('loss', 0):.4f}, {out['img_s']:.0f} img/s, {out['gflops_s']:.0f} GFLOP/s")
             t0, recent = time.perf_counter(), []
     bar.close()
     return records
 
 # %% ../nbs/31_training.ipynb #3714f486
-def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None, micro: int = 0, snap_every: int = 0):
-    "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on."
+def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None, micro: int = 0, snap_every: int = 0, recompute: bool = False):
+    "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on; `recompute`: see `recompute_blocks`."
     device = device or core.device()
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
-    if data.y.min() < 0 or data.y.max() >= model_cfg.num_classes: raise UserError(f"labels run to {data.y.max()} but the model has {model_cfg.num_classes} classes; set num_classes")
+    if data.y.min() < 0 or data.y.max() >= model_cfg.num_classes: raise UserError(f"labels run from {data.y.min()} to {data.y.max()} but the model has {model_cfg.num_classes} classes; set num_classes")
     state = train_state(data, model_cfg, cfg, device, start).resume(run/"train.state.safetensors")
     model = state.modules["model"]
     if compile: compile_blocks(model)
+    if recompute: recompute_blocks(model)
+    if sharded(): shard(state, cfg)
     loop = snapshots(train(state, data, cfg, device, micro), run, state, snap_every, lambda step: images_seen(start) + step * cfg.batch)
-    records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch)
+    records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch, peak=measured_peak(device))
     seen = images_seen(start) + state.step * cfg.batch
-    if processes()[0] == 0:
-        save_dit(run/"model.safetensors", model, step=state.step, images_seen=seen)
-        save_dit(run/"ema.safetensors", model, state.ema["model"], step=state.step, images_seen=seen)
+    files = {"model": unsharded(model.state_dict())} | {k.replace("model", "ema"): unsharded(e) for k, e in state.ema.items()}
+    for name, tensors in files.items() if processes()[0] == 0 else (): save_dit(run/f"{name}.safetensors", model, tensors, step=state.step, images_seen=seen)
     if processes()[1] > 1: torch.distributed.barrier()
     return load_dit(run/"ema.safetensors").to(device), records
 
@@ -277,13 +329,35 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
-    made_of = dict(images=digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
-    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema), settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(DiTConfig()) | asdict(TrainConfig()))
+    made_of = dict(images=getattr(data, "identity", None) or digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
+    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema) | {f"model@{d:g}": d for d in cfg.emas}, settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(DiTConfig()) | asdict(TrainConfig()))
 
 # %% ../nbs/31_training.ipynb #31snap00
 def snapshots(loop, run: Run, state: State, every: int, seen=lambda step: None):
     "The records of `loop`; after every `every` steps (0: never) the EMA is written beside the run's other files, named by its step."
     for rec in loop:
-        if every and rec["step"] % every == 0 and processes()[0] == 0:
-            save_dit(run/f"ema_{rec['step']:06d}.safetensors", state.modules["model"], state.ema["model"], step=rec["step"], images_seen=seen(rec["step"]))
+        if every and rec["step"] % every == 0:
+            tensors = unsharded(state.ema["model"])
+            if processes()[0] == 0: save_dit(run/f"ema_{rec['step']:06d}.safetensors", state.modules["model"], tensors, step=rec["step"], images_seen=seen(rec["step"]))
         yield rec
+
+# %% ../nbs/31_training.ipynb #31ckpt01
+def recompute_blocks(model: DiT) -> DiT:
+    "Activation checkpointing (Chen et al. 2016): in place, each block keeps its input alone and is computed again in the backward. Without gradients, or with a cache, nothing changes."
+    for block in model.blocks:
+        def forward(h, c, rope, *args, inner=block.forward, **kw):
+            return checkpoint(inner, h, c, rope, *args, use_reentrant=False, **kw) if torch.is_grad_enabled() else inner(h, c, rope, *args, **kw)
+        block.forward = forward
+    return model
+
+# %% ../nbs/31_training.ipynb #31tb0001
+def to_tensorboard(run: Run, folder=None):
+    "Write every number of stats.jsonl, lists place by place, as TensorBoard's event files to `folder` (`<run>/tensorboard`), which is returned; without the package `tensorboard` a `UserError`."
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e: raise UserError("TensorBoard is not installed: pip install tensorboard, or read stats.jsonl with pandas") from e
+    with SummaryWriter(str(folder := folder or run/"tensorboard")) as w:
+        for r in run.stats():
+            for k, v in r.items():
+                for name, x in [(k, v)] if not isinstance(v, list) else [(f"{k}/{i}", x) for i, x in enumerate(v)]:
+                    if isinstance(x, (int, float)) and k != "step": w.add_scalar(f"{r.get('what', 'run')}/{name}", x, r.get("step", 0))
+    return folder

@@ -5,9 +5,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 from fmnb import core
 from fmnb.core import Run, UserError, load_tensors
-from fmnb.data import load
+from fmnb.data import ImageSet, batch_indices, load
 from fmnb.dit import DiTConfig
-from fmnb.training import TrainConfig, train_state
+from fmnb.training import NonFinite, TrainConfig, fit, train, train_dit, train_state
 from test_runner import refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +45,10 @@ def test_kill_9_loses_nothing(tmp_path):
 
 TOGETHER = TRAIN.replace("TrainConfig(steps=120, batch=8)", "TrainConfig(steps=int(sys.argv[2]), batch=8, optimizer='adamw', decay=0.)")
 
-def train_together(folder, world, steps):
+def train_together(folder, world, steps, **env):
     "One training by `world` gloo processes on this machine."
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    env = os.environ | dict(OMP_NUM_THREADS="1", FMNB_DEVICE="cpu", FMNB_DTYPE="float32", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world))
+    env = os.environ | dict(OMP_NUM_THREADS="1", FMNB_DEVICE="cpu", FMNB_DTYPE="float32", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world)) | env
     started = [subprocess.Popen([sys.executable, "-c", TOGETHER, str(folder), str(steps)], cwd=ROOT, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, text=True) for r in range(world)]
     assert all("finished" in p.communicate(timeout=300)[0] for p in started)
     return [r["loss"] for r in Run("33", path=folder).stats("train")]
@@ -61,6 +61,76 @@ def test_two_processes_are_one(tmp_path):
     assert len(mixed) == 20 and np.allclose(mixed, alone, rtol=1e-3, atol=0)
     a, b = (load_tensors(tmp_path/d/"ema.safetensors")[0] for d in ("one", "two"))
     assert all(torch.allclose(a[k], b[k], rtol=0, atol=1e-3) for k in a)
+
+def test_two_sharded_processes_are_one(tmp_path):
+    alone = train_together(tmp_path/"one", 1, 60)
+    two = train_together(tmp_path/"two", 2, 30, ACCELERATE_USE_FSDP="true")      # as `accelerate launch --use_fsdp` sets it
+    assert len(two) == 10 and np.allclose(two, alone[:10], rtol=1e-4, atol=0)
+    train_together(tmp_path/"two", 2, 45, ACCELERATE_USE_FSDP="true")            # resumed by two, and finished by one
+    mixed = train_together(tmp_path/"two", 1, 60)
+    assert len(mixed) == 20 and np.allclose(mixed, alone, rtol=1e-3, atol=0)
+    for name in ("ema.safetensors", "model.safetensors", "train.state.safetensors"):
+        a, b = (load_tensors(tmp_path/d/name)[0] for d in ("one", "two"))
+        assert a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.allclose(a[k], b[k], rtol=0, atol=1e-3) for k in a)
+
+def test_two_processes_and_an_odd_batch(tmp_path):
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    code = TOGETHER.replace("batch=8", "batch=7").replace("train_dit(Run", "from fmnb.core import command\n@command\ndef go(): train_dit(Run") + "\ngo()"
+    env = os.environ | dict(OMP_NUM_THREADS="1", FMNB_DEVICE="cpu", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "6"], cwd=ROOT, env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]
+    for p in started:
+        err = p.communicate(timeout=300)[1]
+        assert p.returncode == 2 and "a batch of 7 cannot be dealt to 2 processes" in err and "Traceback" not in err, err
+    assert not (tmp_path/"train.state.safetensors").exists()
+
+SMALL, FEW = DiTConfig(size=8, patch=4, width=16, heads=2, depth=1), TrainConfig(steps=6, batch=4, warmup=2)
+def small_run(folder, data, cfg=FEW, model=SMALL): return train_dit(Run("33", path=folder), data, model, cfg, log_every=2, compile=False)
+
+@pytest.mark.parametrize("bad", [10, -1])
+def test_labels_out_of_range(tmp_path, bad):
+    data = load("digits", "train", size=8, n=8); data.y[3] = bad
+    with pytest.raises(UserError, match="labels run from .* but the model has 10 classes"): small_run(tmp_path, data)
+    assert not (tmp_path/"train.state.safetensors").exists()
+
+def test_images_that_no_patch_tiles():
+    with pytest.raises(UserError, match="patches of 3 do not tile images of 8 pixels"): DiTConfig(size=8, patch=3)
+
+class Spoiled(ImageSet):
+    "Images of which one of step 3 is no number: what a loader of floats could hand over."
+    def batch(self, idx, generator=None):
+        x, y = super().batch(idx, generator)
+        return torch.where((torch.as_tensor(idx) == batch_indices(24, 3, 4, 0)[1])[:, None, None, None], torch.full_like(x, float("nan")), x), y
+
+def test_nan_in_the_data_stops_before_the_weights(tmp_path):
+    good = load("digits", "train", size=8, n=24); data = Spoiled(good.u8, good.y, good.classes)
+    with pytest.raises(NonFinite, match="^step 3: loss nan.*the last checkpoint is whole"): small_run(tmp_path, data)
+    tensors, meta = load_tensors(tmp_path/"train.state.safetensors")
+    assert meta["step"] == 2 and all(torch.isfinite(v).all() for v in tensors.values())
+    small_run(tmp_path, good); small_run(tmp_path/"whole", good)                                # mended, the same command goes on and nothing is lost
+    a, b = (load_tensors(d/"train.state.safetensors")[0] for d in (tmp_path, tmp_path/"whole"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_full_disk_in_a_training(tmp_path, monkeypatch):
+    data, real, full = load("digits", "train", size=8, n=24), os.fsync, [False]
+    def fsync(fd):
+        if full[0]: raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd)
+    monkeypatch.setattr(os, "fsync", fsync)
+    run, state = Run("33", path=tmp_path/"a"), train_state(data, SMALL, FEW)
+    def loop():
+        for rec in train(state, data, FEW): full[0] = rec["step"] > 2; yield rec
+    with pytest.raises(UserError, match="no space left on the disk.*what was saved before is whole"): fit(run, state, loop(), 6, 4, log_every=2)
+    assert load_tensors(tmp_path/"a"/"train.state.safetensors")[1]["step"] == 2 and not list((tmp_path/"a").glob("*.tmp"))
+    full[0] = False; small_run(tmp_path/"a", data); small_run(tmp_path/"b", data)
+    a, b = (load_tensors(tmp_path/d/"train.state.safetensors")[0] for d in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_checkpoint_of_other_settings_is_kept(tmp_path):
+    data = load("digits", "train", size=8, n=24); small_run(tmp_path, data)
+    before = (tmp_path/"train.state.safetensors").read_bytes()
+    for cfg, says in ((TrainConfig(steps=6, batch=4, warmup=2, lr=.1), "lr=0.002, now it is 0.1"), (TrainConfig(steps=6, batch=4, warmup=2, seed=1), "seed=0, now it is 1")):
+        with pytest.raises(UserError, match=f"made with {says}.*--force"): small_run(tmp_path, data, cfg)
+    assert (tmp_path/"train.state.safetensors").read_bytes() == before
 
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/"state"

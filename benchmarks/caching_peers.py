@@ -1,0 +1,120 @@
+"""Do the caches of other libraries give the same images from the same weights, and how fast? diffusers' hooks and cache-dit (where it is installed) on a `DiTTransformer2DModel`, ours on the `DiT` that it was made of.
+
+    python benchmarks/caching_peers.py [--batch 20] [--steps 50] [--repeats 5] [--train 150] [--width 96] [--threads 1]
+
+A DiT with the paper's switches is trained for some steps on digits, so that its features move as a network's do, and exported with `to_diffusers_dit`. Every rule is run by both with guidance in one batch, in turns. Columns: speed-up over
+the library's own uncached sampler (median of the repeats, seconds of the processor), relative distance to the uncached images, and the largest difference between the two libraries' images. What cannot be attached is listed with its error."""
+import argparse, copy, importlib.metadata, statistics, time
+from contextlib import contextmanager
+import torch
+from diffusers import hooks
+from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
+from fmnb.caching import Cached, Rule, Session
+from fmnb.calibration import calibrate, distance
+from fmnb.core import generator, seed_everything
+from fmnb.data import batch_indices, load
+from fmnb.dit import DiT
+from fmnb.evaluation import balanced_labels
+from fmnb.guidance import Guided
+from fmnb.policies import MagRatio, Mask
+from fmnb.predictors import Taylor
+from fmnb.presets import preset
+from fmnb.published import paper_dit, to_diffusers_dit
+from fmnb.solvers import Euler, uniform_grid
+
+NULL, W = 10, 2.
+
+def trained(width: int, steps: int) -> DiT:
+    "A small paper-like DiT after a short training on digits."
+    seed_everything(0)
+    cfg = paper_dit("S/4", size=28, channels=1, num_classes=NULL, width=width, depth=6, heads=4, out_channels=0, freq_shift=1)
+    net, data = DiT(cfg), load("digits", size=28); opt = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    for k in range(steps):
+        g = generator(1, k); x1, y = data.batch(batch_indices(len(data), k, 32, 0), g)
+        x0, t = torch.randn(x1.shape, generator=g), torch.rand(len(x1), generator=g); y = torch.where(torch.rand(len(y), generator=g) < .1, NULL, y)
+        x = t.view(-1, 1, 1, 1) * x1 + (1 - t.view(-1, 1, 1, 1)) * x0
+        loss = (net(x, t, y) - (x1 - x0)).square().mean(); opt.zero_grad(); loss.backward(); opt.step()
+    print(f"loss of the small DiT after {steps} steps: {loss.item():.3f}" if steps else "untrained", flush=True)
+    return net.eval().requires_grad_(False)
+
+class Theirs:
+    "A diffusers DiT as a velocity; `now` is the timestep that hooks may ask for."
+    def __init__(self, model): self.model, self.now = model, 500.
+    def __call__(self, x, t, y): self.now = min(max(1000 * t[0].item(), 1.), 999.); return self.model(x, timestep=1000 * t, class_labels=y).sample
+
+@contextmanager
+def hooked(model, attach):
+    "The model with a cache attached, in the context of one batch for both branches; afterwards as it was."
+    before = {n: m.__dict__.get("forward") for n, m in model.named_modules()}
+    try:
+        attach(model); _set_cache_context(model, CacheContext("cond_uncond")); yield
+    finally:
+        for n, m in model.named_modules():
+            m.__dict__.pop("_diffusers_hook", None)
+            if before[n] is None: m.__dict__.pop("forward", None)
+            else: m.forward = before[n]
+
+def run_ours(net, rules, x0, y, ts):
+    s = Session(rules, ts); start = time.process_time()
+    x = Euler()(Guided(Cached(net, s), W, NULL), x0, ts, callback=s.step, y=y)
+    return x, time.process_time() - start
+
+def run_theirs(velocity, attach, x0, y, ts):
+    if getattr(attach, "fresh", False): velocity = Theirs(copy.deepcopy(velocity.model))            # what cannot be taken off again gets a model of its own
+    with hooked(velocity.model, attach):
+        start = time.process_time(); x = Euler()(Guided(velocity, W, NULL), x0, ts, y=y)
+        return x, time.process_time() - start
+
+def cases(net, velocity, cal, steps):
+    "Name: (how it is attached there, the same rule here)."
+    at = lambda every, before: Mask(tuple(int(i < before or (i - before - 1) % every == 0) for i in range(steps)))          # diffusers' TaylorSeer computes these
+    mag = lambda limit: (lambda m: hooks.apply_mag_cache(m, hooks.MagCacheConfig(threshold=limit, max_skip_steps=3, retention_ratio=.2, num_inference_steps=steps, mag_ratios=cal.gammas["trunk"])), [Rule("trunk", MagRatio(tuple(cal.gammas["trunk"]), limit, 3, .2), target="residual")])
+    taylor = lambda every, order: (lambda m: hooks.apply_taylorseer_cache(m, hooks.TaylorSeerCacheConfig(cache_interval=every, disable_cache_before_step=2, max_order=order, taylor_factors_dtype=torch.float32, cache_identifiers=[r"transformer_blocks\.\d+\.(attn1|ff)"])), [Rule("block*.*", at(every, 2), Taylor(order))])
+    pab = lambda every: (lambda m: hooks.apply_pyramid_attention_broadcast(m, hooks.PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=every, spatial_attention_timestep_skip_range=(0, 1000), current_timestep_callback=lambda: velocity.now)), [Rule("block*.attn", every)])
+    first = lambda limit: (lambda m: hooks.apply_first_block_cache(m, hooks.FirstBlockCacheConfig(threshold=limit)), preset("fbcache", limit=limit))
+    return {"FirstBlockCache .05": first(.05), "FirstBlockCache .1": first(.1), "PAB every 2": pab(2), "PAB every 3": pab(3), "TaylorSeer every 3, order 1": taylor(3, 1), "TaylorSeer every 4, order 2": taylor(4, 2), "MagCache .06": mag(.06), "MagCache .2": mag(.2)}
+
+def refusals(velocity, run):
+    "What of the others cannot be attached to this class, with the error that says so."
+    def faster(m): hooks.apply_faster_cache(m, hooks.FasterCacheConfig(spatial_attention_block_skip_range=2, unconditional_batch_skip_range=5, attention_weight_callback=lambda _: .5, current_timestep_callback=lambda: velocity.now))
+    def mixin(m): m.enable_cache(hooks.FirstBlockCacheConfig())
+    def dit(m):
+        import cache_dit
+        cache_dit.enable_cache(m)
+    def adapted(m):
+        import cache_dit
+        cache_dit.enable_cache(cache_dit.BlockAdapter(transformer=m, blocks=m.transformer_blocks, forward_pattern=cache_dit.ForwardPattern.Pattern_3, check_forward_pattern=False),
+                               cache_config=cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0, enable_separate_cfg=False, num_inference_steps=4))
+    dit.fresh = adapted.fresh = True
+    def sea(m): hooks.apply_sea_cache(m, hooks.SeaCacheConfig())
+    out = {}
+    for name, attach in {"enable_cache of the class": mixin, "diffusers FasterCache": faster, "diffusers SeaCache": sea, "cache-dit, by the class alone": dit, "cache-dit, with a BlockAdapter": adapted}.items():
+        try: x, seconds = run(attach); out[name] = f"attached; {seconds:.2f} s"
+        except Exception as e: out[name] = f"{type(e).__name__}: {' '.join(str(e).split())[:220]}"
+    return out
+
+@torch.no_grad()
+def compare(net, batch, steps, repeats):
+    x0, y, ts = torch.randn(batch, 1, 28, 28, generator=generator(3)), balanced_labels(batch), uniform_grid(steps)
+    velocity = Theirs(to_diffusers_dit(net)); cal = calibrate(net, torch.randn(4, 1, 28, 28, generator=generator(4)), ts, sites=("trunk",), w=W, null=NULL, y=balanced_labels(4))
+    field = {"uncached": (lambda m: None, [])} | cases(net, velocity, cal, steps); seen = {k: [] for k in field}
+    for _ in range(repeats):
+        for k, (attach, rules) in field.items():
+            a, mine = run_ours(net, rules, x0, y, ts); b, theirs = run_theirs(velocity, attach, x0, y, ts); seen[k].append((mine, theirs, a, b))
+    median = {k: [statistics.median(r[j] for r in rs) for j in (0, 1)] for k, rs in seen.items()}; full = seen["uncached"][0][2:]
+    print(f"\n| rule | ours, x | theirs, x | ours / theirs in time | error ours | error theirs | largest difference |\n|---|---|---|---|---|---|---|")
+    for k, rs in seen.items():
+        (a, b), (mine, theirs) = rs[0][2:], median[k]
+        print(f"| {k} | {median['uncached'][0] / mine:.2f} | {median['uncached'][1] / theirs:.2f} | {mine / theirs:.2f} | {distance(a, full[0]):.4f} | {distance(b, full[1]):.4f} | {(a - b).abs().max().item():.1e} |")
+    print("\nNot compared:")
+    for k, why in refusals(velocity, lambda attach: run_theirs(velocity, attach, x0[:2], y[:2], uniform_grid(4))).items(): print(f"- {k}: {why}")
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in dict(batch=20, steps=50, repeats=5, train=150, width=96, threads=1).items(): p.add_argument(f"--{name}", type=int, default=default)
+    a = p.parse_args(); torch.set_num_threads(a.threads)
+    version = lambda n: next((d.version for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").replace("_", "-") == n), "not installed")
+    print(f"{a.batch} samples, {a.steps} guided Euler steps, {a.repeats} turns, {a.threads} thread(s); torch {torch.__version__}, diffusers {version('diffusers')}, cache-dit {version('cache-dit')}")
+    compare(trained(a.width, a.train), a.batch, a.steps, a.repeats)
+
+if __name__ == "__main__": main()
