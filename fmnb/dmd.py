@@ -251,8 +251,8 @@ def sample_student(student: DiT, labels, n_steps: int = 4, seed: int = 0, batch:
         for i, t in enumerate(times):
             now = t.to(device).expand(len(y))
             if i: x = step_to(x1, x, before, now, gen, stepping)
-            before, x1 = now, x1_from(student, x, now, y)
-        return x1.cpu()
+            with autocast(device): before, x1 = now, x1_from(student, x, now, y)
+        return x1.float().cpu()
     return torch.cat([chain(x, y) for x, y in zip(x0.split(batch), labels.split(batch))])
 
 # %% ../nbs/40_dmd.ipynb #eda86966
