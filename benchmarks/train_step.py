@@ -1,0 +1,128 @@
+"""What does a training step of a diffusion transformer cost on a CPU? Ours beside the paper's architecture in plain PyTorch (SiT-like) and diffusers' `DiTTransformer2DModel`.
+
+    python benchmarks/train_step.py [--repeats 10] [--threads 1] [--shapes S64 S256 cifar] [--clock wall] [--regional]
+
+Every contestant is a process of its own, with its own library's defaults; the processes take turns, one step at a time, so that what else the machine does meets all of them alike. The peers run as their users run them
+(fp32, eager) and at their best (bf16 autocast, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
+ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core."""
+import argparse, contextlib, math, multiprocessing as mp, statistics, time
+import torch, torch.nn as nn, torch.nn.functional as F
+
+SHAPES = dict(S64=dict(size=32, width=384, depth=12, heads=6, batch=64), S256=dict(size=64, width=384, depth=12, heads=6, batch=16), cifar=dict(size=32, width=256, depth=8, heads=4, batch=64),
+              tiny=dict(size=16, width=64, depth=2, heads=2, batch=8))
+PATCH, CLASSES = 4, 10
+
+class SiTBlock(nn.Module):
+    "adaLN-Zero block as in Peebles & Xie 2022, section 3.2: LayerNorm, softmax attention, GELU."
+    def __init__(self, C, heads):
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(C, eps=1e-6, elementwise_affine=False)
+        self.qkv, self.proj, self.up, self.down, self.ada = nn.Linear(C, 3 * C), nn.Linear(C, C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C), nn.Linear(C, 6 * C)
+    def forward(self, h, c):
+        s1, k1, g1, s2, k2, g2 = self.ada(F.silu(c))[:, None].chunk(6, -1)
+        q, k, v = self.qkv(self.norm(h) * (1 + k1) + s1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = h + g1 * self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return h + g2 * self.down(F.gelu(self.up(self.norm(h) * (1 + k2) + s2), approximate="tanh"))
+
+class SiT(nn.Module):
+    "The paper's transformer with a velocity at the end."
+    def __init__(self, size, width, depth, heads):
+        super().__init__()
+        from fmnb.dit import sincos_2d
+        self.embed, self.label, self.time = nn.Conv2d(3, width, PATCH, PATCH), nn.Embedding(CLASSES + 1, width), nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks, self.norm, self.ada, self.head = nn.ModuleList(SiTBlock(width, heads) for _ in range(depth)), nn.LayerNorm(width, eps=1e-6, elementwise_affine=False), nn.Linear(width, 2 * width), nn.Linear(width, 3 * PATCH ** 2)
+        self.register_buffer("pos", sincos_2d(size // PATCH, width)); self.register_buffer("freqs", torch.exp(-math.log(1e4) * torch.arange(128) / 128))
+    def forward(self, x, t, y):
+        a = 1000 * t[:, None] * self.freqs
+        h, c = self.embed(x).flatten(2).mT + self.pos, self.time(torch.cat([a.cos(), a.sin()], -1)) + self.label(y)
+        for block in self.blocks: h = block(h, c)
+        shift, scale = self.ada(F.silu(c))[:, None].chunk(2, -1)
+        return F.fold(self.head(self.norm(h) * (1 + scale) + shift).mT, x.shape[-2:], PATCH, stride=PATCH)
+
+class Diffusers(nn.Module):
+    "diffusers' DiT, called as ours is."
+    def __init__(self, size, width, depth, heads):
+        from diffusers import DiTTransformer2DModel
+        super().__init__(); self.net = DiTTransformer2DModel(heads, width // heads, 3, 3, depth, sample_size=size, patch_size=PATCH, num_embeds_ada_norm=CLASSES, norm_num_groups=1)
+        self.blocks = self.net.transformer_blocks
+    def forward(self, x, t, y): return self.net(x, 1000 * t, y, return_dict=False)[0]
+
+def peer(kind, best, shape, batch, regional):
+    "The three things that are timed, for a peer: a step, forward and backward, sampling."
+    model = dict(sit=SiT, diffusers=Diffusers)[kind](**shape); opt = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.)
+    ema, net = [p.detach().clone() for p in model.parameters()], model
+    if best and regional:
+        for b in model.blocks: b.compile(dynamic=False)
+    elif best: net = torch.compile(model, dynamic=False)
+    cast = lambda: torch.autocast("cpu", torch.bfloat16) if best else contextlib.nullcontext()
+    x1, y, size = torch.randn(batch, 3, shape["size"], shape["size"]), torch.randint(0, CLASSES, (batch,)), shape["size"]
+    def both():
+        t, x0 = torch.rand(batch), torch.randn_like(x1); s = t[:, None, None, None]; opt.zero_grad(set_to_none=True)
+        with cast(): loss = (net(s * x1 + (1 - s) * x0, t, y).float() - (x1 - x0)).square().mean()
+        loss.backward()
+    def step():
+        both(); nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step()
+        with torch.no_grad(): torch._foreach_lerp_(ema, list(model.parameters()), 1e-3)
+    x2, t2, y2 = torch.randn(2 * batch, 3, size, size), torch.rand(2 * batch), torch.randint(0, CLASSES, (2 * batch,))
+    @torch.no_grad()
+    def sample():
+        with cast(): net(x2, t2, y2)
+    return step, both, sample
+
+def ours(optimizer, shape, batch):
+    "The same three of fmnb: `train` itself for the step."
+    from fmnb.core import autocast
+    from fmnb.data import ImageSet
+    from fmnb.dit import DiTConfig, compile_blocks
+    from fmnb.training import TrainConfig, fm_loss, generator, train, train_state
+    data = ImageSet(torch.randint(0, 256, (256, 3, shape["size"], shape["size"]), dtype=torch.uint8), torch.randint(0, CLASSES, (256,)), [str(i) for i in range(CLASSES)], flips=True)
+    cfg = TrainConfig(steps=10**6, batch=batch, optimizer=optimizer); state = train_state(data, DiTConfig(channels=3, patch=PATCH, num_classes=CLASSES, **shape), cfg)
+    model, loop, gen = compile_blocks(state.modules["model"]), train(state, data, cfg), generator(0)
+    x1, y = data.batch(torch.arange(batch)); dev = torch.device("cpu")
+    def both():
+        for o in state.optimizers.values(): o.zero_grad(set_to_none=True)
+        with autocast(dev): loss, _ = fm_loss(model, x1, y, cfg, gen)
+        loss.mean().backward()
+    x2, t2, y2 = torch.randn(2 * batch, *x1.shape[1:]), torch.rand(2 * batch), torch.cat([y, torch.full_like(y, CLASSES)])
+    @torch.no_grad()
+    def sample():
+        with autocast(dev): model(x2, t2, y2)
+    return lambda: next(loop), both, sample
+
+def contestant(pipe, name, shape, batch, threads, regional, clock):
+    "A process that does and times what it is told."
+    torch.set_num_threads(threads); torch.manual_seed(0)
+    kind, best = name; now = time.process_time if clock == "cpu" else time.perf_counter
+    works = ours(best, shape, batch) if kind == "fmnb" else peer(kind, best, shape, batch, regional)
+    for work in works: work(); work()
+    pipe.send("ready")
+    while (i := pipe.recv()) is not None: start = now(); works[i](); pipe.send(now() - start)
+
+def measure(args, shape, batch):
+    "Images/s of every contestant: {name: [step, forward and backward, sampling]}."
+    names, ctx, ends = [("fmnb", "adamw"), ("fmnb", "muon"), ("sit", False), ("sit", True), ("diffusers", False), ("diffusers", True)], mp.get_context("spawn"), {}
+    for name in names:
+        end, other = ctx.Pipe(); ctx.Process(target=contestant, args=(other, name, shape, batch, args.threads, args.regional, args.clock), daemon=True).start(); ends[name] = end; other.close(); end.recv()
+    times = {name: ([], [], []) for name in names}
+    for _ in range(args.repeats):
+        for i in range(3):
+            for name, end in ends.items(): end.send(i); times[name][i].append(end.recv())
+    for end in ends.values(): end.send(None)
+    return {name: [batch / statistics.median(t) for t in ts] for name, ts in times.items()}
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--repeats", type=int, default=10); p.add_argument("--threads", type=int, default=torch.get_num_threads()); p.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["S64", "S256", "cifar"])
+    p.add_argument("--clock", choices=("wall", "cpu"), default="wall"); p.add_argument("--regional", action="store_true")
+    args = p.parse_args(); from fmnb.core import cpu_name
+    print(f"{cpu_name()}, {args.threads} thread(s), torch {torch.__version__}, medians of {args.repeats} turns, {args.clock} clock, peers compiled {'block by block' if args.regional else 'whole'}; images/s (fmnb with AdamW over it)\n")
+    print("| shape | contestant | step | forward + backward | sampling |\n|---|---|---|---|---|")
+    label = lambda kind, best: f"fmnb, {dict(adamw='AdamW', muon='Muon')[best]}" if kind == "fmnb" else f"{kind}, {'bf16 compiled' if best else 'fp32 eager'}"
+    for key in args.shapes:
+        shape = dict(SHAPES[key]); batch = shape.pop("batch"); m = measure(args, shape, batch); us = m["fmnb", "adamw"]
+        for name, rates in m.items(): print(f"| {key}: {shape['depth']} x {shape['width']}, {(shape['size'] // PATCH) ** 2} tokens, batch {batch} | {label(*name)} | " + " | ".join(f"{r:.1f} ({u / r:.2f})" for r, u in zip(rates, us)) + " |")
+        worst = lambda i, best: us[i] / max(r[i] for (kind, b), r in m.items() if kind != "fmnb" and b == best)
+        bars = {"step, their default": (worst(0, False), 3), "step, their best": (worst(0, True), 1.5), "sampling, their best": (worst(2, True), 1.5)}
+        print(f"| {key} | **bars** | " + "; ".join(f"{k}: {v:.2f} {'>=' if v >= b else '< (missed)'} {b}" for k, (v, b) in bars.items()) + " | | |", flush=True)
+
+if __name__ == "__main__": main()
