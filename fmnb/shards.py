@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
 from .core import UserError, atomic_write, progress
-from .profiling import Item, PROBE_SIGNALS, Settings, SIGNALS, THUMB, decode, measure
+from .profiling import ATTRIBUTES, Item, PROBE_SIGNALS, Settings, SIGNALS, THUMB, decode, measure
 from .runner import code_hash, modules_of
 from .vectors import extractor_for
 
@@ -142,7 +142,7 @@ def packs(items, n: int = 256, limit: int = 64 << 20):
 
 # %% ../nbs/19_shards.ipynb #f11fb39b
 SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("label", pa.int64()), ("bytes", pa.int64()), ("format", pa.string()), ("mode", pa.string()), ("width", pa.int64()),
-                    ("height", pa.int64()), ("reason", pa.string()), ("pixels", pa.string()), *((s, pa.float64()) for s in (*SIGNALS, *PROBE_SIGNALS)), ("phash", pa.string()),
+                    ("height", pa.int64()), ("reason", pa.string()), ("pixels", pa.string()), *((s, pa.float64()) for s in (*ATTRIBUTES, *SIGNALS, *PROBE_SIGNALS)), ("phash", pa.string()),
                     ("thumb", pa.binary(THUMB * THUMB)), ("vector", pa.binary())])
 
 def write_table(path, t: pa.Table, key: str):

@@ -7,7 +7,7 @@ __all__ = ['EFFNET_SHA256', 'ZOOMS', 'pixel_list', 'tensors', 'Extractor', 'load
            'spectrum_extractor', 'classifier_extractor', 'named_extractor', 'extractor_for', 'Space', 'fit_space',
            'Index', 'more_like', 'thumbnails', 'soften', 'locate', 'coarse', 'move', 'masked_residual', 'refine',
            'align', 'probe', 'neighbour_pairs', 'verify', 'components', 'communities', 'complete', 'detail', 'dedupe',
-           'Near', 'near_copies', 'vector_pairs', 'leakage', 'levels', 'balance']
+           'Near', 'near_copies', 'vector_pairs', 'leakage', 'typicality', 'levels', 'balance']
 
 # %% ../nbs/13_vectors.ipynb #4086f25c
 import functools, hashlib, math, random
@@ -91,7 +91,7 @@ def fold(net):
     return net
 
 @functools.cache
-def effnet_lite0(side: int = 64, mirror: bool = True) -> Extractor:
+def effnet_lite0(side: int = 64, mirror: bool = False) -> Extractor:
     "EfficientNet-lite0: 1280 features, averaged over the picture."
     net = fold(load_effnet())
     return Extractor(lambda x: net.extract_features(((x - 127) / 128).to(memory_format=torch.channels_last)).mean((2, 3)), side, mirror=mirror, name="effnet_lite0", device=device())
@@ -106,7 +106,7 @@ def classifier_extractor(net, side: int = 28) -> Extractor:
     return Extractor(lambda x: net.features(x / 127.5 - 1), side, net.settings["channels"], name="classifier")
 
 # %% ../nbs/13_vectors.ipynb #5588dd2a
-def named_extractor(name: str, side: int = 224, mirror: bool = True) -> Extractor:
+def named_extractor(name: str, side: int = 224, mirror: bool = False) -> Extractor:
     "A pretrained torchvision or timm model by its name, the last layer taken off; weights are downloaded when they are not cached yet."
     from torchvision import models
     try:
@@ -390,6 +390,11 @@ def leakage(train: list, test: list, extract=None, k: int = 5, copy_recall: floa
     pairs = pd.DataFrame(dict(a=idx.flatten().numpy(), b=np.repeat(np.arange(len(test)), idx.shape[1]), sim=sim.flatten().numpy()))
     bounds = bounds or copy_bounds(probe(train, space, seed=seed), copy_recall)
     return verify(pairs[pairs.a >= 0].reset_index(drop=True), thumbnails(train), thumbnails(test), bounds).rename(columns=dict(a="train", b="test")), bounds
+
+# %% ../nbs/13_vectors.ipynb #f00db402
+def typicality(e: torch.Tensor) -> torch.Tensor:
+    "How like the rest of its pool each image is: the cosine (N,) of its features `e` (N, D), unit vectors, and their mean."
+    return F.normalize(e.float(), dim=1) @ F.normalize(e.float().mean(0), dim=0)
 
 # %% ../nbs/13_vectors.ipynb #2e6405b9
 def levels(idx: torch.Tensor, sim: torch.Tensor, resolutions=(.5, 1, 2, 5, 10, 20), seed: int = 0) -> pd.DataFrame:
