@@ -105,7 +105,7 @@ def file_bytes(tensors: dict, **meta) -> int:
 
 def state_bytes(state: State, steps: int) -> int:
     "Size of the file that `state.save` would write at the last step."
-    return file_bytes(state.tensors(), step=steps, settings=state.settings)
+    return file_bytes(state.tensors(), step=steps, settings=state.settings, code="0" * 8)
 
 def dit_bytes(cfg: DiTConfig, **meta) -> int:
     "Size of the file that `save_dit(path, model, **meta)` would write."

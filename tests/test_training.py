@@ -132,6 +132,25 @@ def test_checkpoint_of_other_settings_is_kept(tmp_path):
         with pytest.raises(UserError, match=f"made with {says}.*--force"): small_run(tmp_path, data, cfg)
     assert (tmp_path/"train.state.safetensors").read_bytes() == before
 
+OTHER_CODE = dict(lost_average=lambda t: t.pop("ema.model.head.weight"), other_name=lambda t: t.update({"model.model.tail.weight": t.pop("model.model.head.weight")}), other_shape=lambda t: t.update({"model.model.head.weight": torch.zeros(3, 3)}),
+                  other_optimizer=lambda t: t.update({"opt.sgd.0.momentum": torch.zeros(3)}), other_moments=lambda t: t.update({"opt.adamw.0.exp_avg": torch.zeros(2, 2)}))
+
+@pytest.mark.parametrize("change", OTHER_CODE)
+def test_checkpoint_of_other_code_is_kept(tmp_path, change):
+    data, path = load("digits", "train", size=8, n=24), tmp_path/"train.state.safetensors"; small_run(tmp_path, data)
+    tensors, meta = load_tensors(path); OTHER_CODE[change](tensors); core.save_tensors(path, tensors, **meta); before = path.read_bytes()
+    state = train_state(data, SMALL, FEW); fresh = {k: v.clone() for k, v in state.tensors().items()}
+    with pytest.raises(UserError, match=r"^the checkpoint .* was made by other code: .* do not fit, first .*--force$"): state.resume(path)
+    assert path.read_bytes() == before and state.step == 0 and all(torch.equal(v, fresh[k]) for k, v in state.tensors().items())
+
+def test_code_that_changed_is_said(tmp_path, capsys):
+    data, path = load("digits", "train", size=8, n=24), tmp_path/"train.state.safetensors"; small_run(tmp_path, data)
+    assert small_run(tmp_path, data) and "other code" not in capsys.readouterr().out                              # the same code goes on without a word
+    tensors, meta = load_tensors(path); core.save_tensors(path, tensors, **meta | dict(code="0123abcd", step=3))
+    state = train_state(data, SMALL, FEW).resume(path)
+    said = capsys.readouterr().out; assert "made by other code of the training, 0123abcd and not" in said and len(said.splitlines()) == 1 and state.step == 3
+    core.save_tensors(path, tensors, step=3, settings=meta["settings"]); train_state(data, SMALL, FEW).resume(path); assert not capsys.readouterr().out      # from before this was kept
+
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/"state"
     core.atomic_write(path, "old")
@@ -159,6 +178,8 @@ def test_corrupt_image(stage, tmp_path):
     for i in range(3): Image.fromarray(np.full((16, 16), 80 * i, np.uint8)).save(tmp_path/"own"/"a"/f"{i}.png")
     (tmp_path/"own"/"a"/"1.png").write_bytes((tmp_path/"own"/"a"/"1.png").read_bytes()[:45])
     refused(stage("--set", f"data={tmp_path/'own'}"), "1.png", "not a whole image")
+
+def test_patches_that_do_not_tile(stage): refused(stage("--set", "patch=5"), "patches of 5 do not tile images of 16 pixels")
 
 def test_truncated_checkpoint(stage):
     (stage.folder/"train.state.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{\"half")
