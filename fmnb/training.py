@@ -17,7 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from . import core
-from .core import UserError, Run, autocast, digest, generator, load_tensors, load_weights, progress, save_tensors
+from .core import UserError, Run, autocast, code_hash, digest, generator, load_tensors, load_weights, progress, save_tensors
 from .data import ImageSet, batch_indices
 from .dit import DiT, DiTConfig, compile_blocks, flops, load_dit, save_dit
 from .paths import AffinePath, LogitNormalTime, UniformTime
@@ -152,7 +152,6 @@ def resume(self: State, path) -> "State":
 @cache
 def training_code(modules=("training", "dit", "data", "paths", "fast")) -> str:
     "Eight hex digits of the code that makes weights; comments and docstrings do not count."
-    from fmnb.runner import code_hash
     return hashlib.sha256("".join(code_hash((Path(core.__file__).parent/f"{m}.py").read_text()) for m in modules).encode()).hexdigest()[:8]
 
 @patch
@@ -300,6 +299,7 @@ def means(records: list) -> dict:
 def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 50, what="train", flops_per_step: float = 0.0, peak: float = 0.0):
     "Drive the generator `loop`: every `log_every` steps log the means of its records and save `state` as `<run>/<what>.state.safetensors`. `peak`: FLOP/s of matrix products, of which the log then gives the share that is used. Returns the log. Of several processes the first one writes."
     (rank, _), records, recent = processes(), run.stats(what, upto=state.step), []
+    for half in run.path.glob("*.tmp") if rank == 0 else (): half.unlink(missing_ok=True)             # of a process that was killed while it wrote
     bar, t0 = progress(total, what, state.step), time.perf_counter()
     for rec in loop:
         recent.append(rec); bar.update(1)
