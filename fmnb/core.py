@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'UserError', 'command', 'atomic_write', 'save_tensors', 'load_tensors', 'digest', 'load_weights',
-           'project_root', 'runs_root', 'stage_dir', 'restored', 'upstream', 'device', 'cpu_name', 'autocast_dtype',
-           'autocast', 'generator', 'seed_everything', 'provenance', 'parameters', 'Run', 'table', 'read_results',
-           'progress', 'figure_style', 'show_movie', 'show']
+           'code_hash', 'project_root', 'runs_root', 'stage_dir', 'restored', 'upstream', 'device', 'cpu_name',
+           'autocast_dtype', 'autocast', 'generator', 'seed_everything', 'provenance', 'parameters', 'Run', 'table',
+           'read_results', 'progress', 'figure_style', 'show_movie', 'show']
 
 # %% ../nbs/00_core.ipynb #0b3745dd
-import contextlib, errno, hashlib, io, json, math, os, platform, shutil, subprocess, sys, time
+import ast, contextlib, errno, hashlib, io, json, math, os, platform, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np, torch
@@ -78,6 +78,18 @@ def load_weights(module: torch.nn.Module, tensors: dict, path="the checkpoint"):
                               "use the settings it was made with, or --force to start anew")
     module.load_state_dict(tensors)
     return module
+
+# %% ../nbs/00_core.ipynb #c0deha51
+def code_hash(source: str) -> str:
+    "A hash of what Python makes of `source`: comments, layout and docstrings do not count (text with notebook magics is taken as it is)."
+    try:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(body := getattr(node, "body", None), list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                body[0] = ast.Pass()
+        source = ast.dump(tree)
+    except SyntaxError: pass
+    return hashlib.sha256(source.encode()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #81b08daa
 def project_root() -> Path:

@@ -86,7 +86,7 @@ class Extractor:
     batch: int = 250
 
     @torch.no_grad()
-    def __call__(self, x): return torch.cat([self.net(b.clamp(-1, 1)).float() for b in x.split(self.batch)])
+    def __call__(self, x): return torch.cat([self.net(b.clamp(-1, 1)).float().cpu() for b in x.split(self.batch)])
 
     def metric(self, n: int, kind: str = "fd") -> str:
         "The full name of a metric of `n` samples: fd_effnet_10k, kd_classifier_500, fid_10k."
@@ -94,10 +94,10 @@ class Extractor:
         return f"{dict(fd='fid', kd='kid').get(kind, kind)}_{size}" if self.name == "inception" else f"{kind}_{self.name}_{size}"
 
 def effnet_extractor(side: int = 64) -> Extractor:
-    "EfficientNet-lite0 (ImageNet weights, 1280 features) on images enlarged to `side` pixels; greys are repeated. In float32, so that a number does not depend on the processor."
+    "EfficientNet-lite0 (ImageNet weights, 1280 features) on images resized to `side` pixels, named `effnet`, or with another side than 64 `effnet224`; greys are repeated. In float32, so that a number does not depend on the processor."
     from fmnb.vectors import effnet_lite0
     net = effnet_lite0(side, mirror=False).net
-    return Extractor("effnet", lambda x: net((F.interpolate(x.expand(-1, 3, -1, -1), (side, side), mode="bicubic", align_corners=False).clamp(-1, 1) + 1) * 127.5))
+    return Extractor("effnet" if side == 64 else f"effnet{side}", lambda x: net((F.interpolate(x.to(device()).expand(-1, 3, -1, -1), (side, side), mode="bicubic", align_corners=False).clamp(-1, 1) + 1) * 127.5))
 
 # %% ../nbs/32_evaluation.ipynb #32ext002
 def inception_extractor() -> Extractor:
@@ -113,9 +113,10 @@ def inception_extractor() -> Extractor:
         return net(torch.stack([torch.from_numpy(resize(i)).permute(2, 0, 1) for i in images]).to(device())).cpu()
     return Extractor("inception", features, 50)
 
-def extractor_of(name: str, classifier: Classifier) -> Extractor:
-    "The extractor `name`: \"classifier\" (the features of `classifier`), \"effnet\" or \"inception\"."
-    known = dict(classifier=partial(Extractor, "classifier", classifier.features), effnet=effnet_extractor, inception=inception_extractor)
+def extractor_of(name: str, classifier: Classifier | None = None, side: int = 64) -> Extractor:
+    "The extractor `name`: \"classifier\" (the features of `classifier`, if one is given), \"effnet\" on `side` pixels, or \"inception\"."
+    known = dict(effnet=partial(effnet_extractor, side), inception=inception_extractor)
+    if classifier: known = dict(classifier=partial(Extractor, "classifier", classifier.features)) | known
     if name not in known: raise UserError(f"extractor is '{name}' but must be one of {', '.join(known)}")
     return known[name]()
 
@@ -161,20 +162,20 @@ def _in_pieces(draw, solver, x0, labels, folder, piece: int, settings: dict):
 # %% ../nbs/32_evaluation.ipynb #2f932056
 @dataclass
 class Scores:
-    "What the judge says of a set of samples: Fréchet and kernel distance to the reference, precision, recall, and accuracy of the asked-for class."
-    fd: float; kd: float; precision: float; recall: float; accuracy: float; n: int
+    "What the judge says of a set of samples: Fréchet and kernel distance to the reference, precision, recall, and accuracy of the asked-for class (None without a classifier)."
+    fd: float; kd: float; precision: float; recall: float; accuracy: float | None; n: int
 
 class Judge:
-    "A classifier, an extractor (the classifier's features unless given) and a reference set: `judge(x, labels) -> Scores`, images (N, C, H, W) in [-1, 1]. `ref`: the reference's features where they are known."
-    def __init__(self, net: Classifier, reference: ImageSet, extractor: Extractor | None = None, ref=None, train: Moments | None = None):
+    "A classifier, an extractor (the classifier's features unless given) and a reference set: `judge(x, labels) -> Scores`, images (N, C, H, W) in [-1, 1]. `ref`: the reference's features where they are known. With an extractor and `ref`, classifier and reference may be None."
+    def __init__(self, net: Classifier | None, reference: ImageSet | None, extractor: Extractor | None = None, ref=None, train: Moments | None = None):
         self.net, self.reference, self.train = net, reference, train
         self.extractor = extractor or extractor_of("classifier", net)
         self.ref = self.extractor(reference.x) if ref is None else ref
     def __call__(self, x, labels, most: int = 5000) -> Scores:
         f, m = self.extractor(x), min(len(self.ref), most)
-        logits = features(self.net, x.clamp(-1, 1))[1]
+        right = (features(self.net, x.clamp(-1, 1))[1].argmax(1) == labels).double().mean().item() if self.net else None
         p, r = precision_recall(self.ref[evenly(len(self.ref), m)], f[evenly(len(f), m)])
-        return Scores(frechet(f, self.ref), kernel_distance(f, self.ref), p, r, (logits.argmax(1) == labels).double().mean().item(), len(x))
+        return Scores(frechet(f, self.ref), kernel_distance(f, self.ref), p, r, right, len(x))
 
 # %% ../nbs/32_evaluation.ipynb #32ext006
 def load_judge(profile: str) -> tuple[Judge, Classifier]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPES', 'make_vae', 'open_vae', 'crop', 'as_parquet', 'items_of', 'posterior', 'encode_shard', 'header',
            'precompute', 'write_manifest', 'LatentSet', 'load_latents', 'to_model', 'from_model', 'to_pixels',
-           'read_moments', 'training_data', 'round_trip', 'check_latents']
+           'read_moments', 'training_data', 'round_trip', 'check_latents', 'real_features', 'latent_judge']
 
 # %% ../nbs/18_latents.ipynb #lat00002
 import hashlib, io, json, os
@@ -15,8 +15,9 @@ import numpy as np, torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from . import core
-from .core import UserError, atomic_write, digest, generator, progress, save_tensors, seed_everything, upstream
-from .data import ImageSet, SOURCES, load, to_uint8
+from .core import UserError, atomic_write, digest, generator, load_tensors, progress, save_tensors, seed_everything, upstream
+from .data import ImageSet, SOURCES, load, to_float, to_uint8
+from .evaluation import Judge, evenly, extractor_of
 from .profiling import Item, decode, encode
 from .shards import cut, key_of, parquet_items, survey
 
@@ -134,6 +135,8 @@ class LatentSet:
     @property
     def num_classes(self): return self.meta["classes"]
     @property
+    def x(self): "The means of all, as the transformer sees them (N, C, h, w)."; return self.batch(torch.arange(len(self)))[0]
+    @property
     def identity(self):
         "What a checkpoint remembers of the data it was made from."
         return key_of(self.meta["key"], self.meta["shift"], self.meta["scale"], [s["digest"] for s in self.meta["shards"]], digest(dict(at=self.at)))
@@ -201,3 +204,22 @@ def check_latents(vae, d: LatentSet) -> dict:
     if r["error"] > 1e-3: raise UserError(f"latents do not survive the way to the transformer and back (error {r['error']:.2g}); this is not the autoencoder they were made with")
     if not .5 < spread < 2: raise UserError(f"with {d.meta['factors']} factors the latents have a standard deviation of {spread:.3g}, not about 1; use --set 18.factors=measured")
     return r | dict(spread=spread)
+
+# %% ../nbs/18_latents.ipynb #lat00032
+def real_features(source, see, size: int, n: int = 0) -> torch.Tensor:
+    "Features (N, d) by the extractor `see` of `n` images (0: all) of a folder or parquet files, at equal distances, cut out as for the autoencoder; what cannot be decoded is left out."
+    (facts, listing), out = survey(source), []
+    at = evenly(facts["total"], n or facts["total"]).tolist()
+    for file, start, stop, first in cut(facts, 1024):
+        items = (item for i in at if first <= i < first + stop - start for item in items_of(facts, listing, file, start + i - first, start + i - first + 1))
+        u8 = [crop(pixels, size) for item in items if (pixels := decode(item.data)[0]) is not None]
+        if u8: out.append(see(to_float(torch.stack(u8))))
+    if not out: raise UserError(f"none of the images of {source} can be decoded; give images")
+    return torch.cat(out)
+
+def latent_judge(profile: str) -> Judge:
+    "The judge of what 18_latents of this profile decodes: its extractor, and the features of real images that were held out; no classifier."
+    path = upstream("18_latents", profile)/"reference.safetensors"
+    if not path.exists(): raise UserError("18_latents has held no images out that samples could be compared with; set 18.held to a folder or parquet file of them and run it again")
+    known, meta = load_tensors(path)
+    return Judge(None, None, extractor_of(meta["extractor"], side=meta["side"]), known["f"])

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'Notebook', 'read_notebook', 'notebooks', 'closest', 'fit', 'read_profile', 'pick', 'apply_sets',
-           'code_hash', 'modules_of', 'read_json', 'fingerprint', 'cleaned', 'StageFailed', 'where_it_stopped',
-           'execute', 'headline', 'headlines', 'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run',
-           'run_cli', 'sample_cli', 'draw', 'save_grid']
+           'modules_of', 'read_json', 'fingerprint', 'cleaned', 'StageFailed', 'where_it_stopped', 'execute',
+           'headline', 'headlines', 'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run', 'run_cli',
+           'sample_cli', 'draw', 'save_grid']
 
 # %% ../nbs/60_runner.ipynb #347a780f
 import argparse, ast, contextlib, difflib, fcntl, hashlib, importlib.util, json, logging, os, re, shutil, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 import nbformat, yaml
-from .core import UserError, atomic_write, command, project_root, runs_root
+from .core import UserError, atomic_write, code_hash, command, project_root, runs_root
 
 # %% ../nbs/60_runner.ipynb #dc2cfd17
 @dataclass
@@ -103,17 +103,6 @@ def apply_sets(sets: list[str], selected: list[Notebook], stages: dict) -> dict:
     return stages
 
 # %% ../nbs/60_runner.ipynb #a7f8f0cf
-def code_hash(source: str) -> str:
-    "A hash of what Python makes of `source`: comments, layout and docstrings do not count (text with notebook magics is taken as it is)."
-    try:
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            if isinstance(body := getattr(node, "body", None), list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                body[0] = ast.Pass()
-        source = ast.dump(tree)
-    except SyntaxError: pass
-    return hashlib.sha256(source.encode()).hexdigest()
-
 def modules_of(sources: list[str], package="fmnb") -> dict[str, str]:
     "`{module: source}` of every module of `package` that `sources` import, directly or through one another."
     folder, found, todo = Path(importlib.util.find_spec(package).origin).parent, {}, list(sources)

@@ -1,5 +1,5 @@
 "What a notebook cannot hold: a training killed with -9 and started again, and the bad inputs of the training stage, each one sentence and exit code 2."
-import errno, os, random, signal, socket, subprocess, sys, time
+import errno, os, socket, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -22,26 +22,50 @@ train_dit(Run("33", path=sys.argv[1]), load("digits", "train", size=8, n=64), Di
 print("finished")
 """
 
-def start(folder):
-    env = os.environ | dict(OMP_NUM_THREADS="1")
-    return subprocess.Popen([sys.executable, "-c", TRAIN, str(folder)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+KILLS = """
+import os, random, signal, sys, time, traceback, torch._dynamo, tqdm.auto
+from pathlib import Path
+from fmnb.core import Run, device
+from fmnb.data import load
+from fmnb.dit import DiTConfig
+from fmnb.training import TrainConfig, measured_peak, train_dit
+data, fsync = load("digits", "train", size=8, n=64), os.fsync; measured_peak(device())
 
-def test_kill_9_loses_nothing(tmp_path):
-    whole, killed, rng = tmp_path/"whole", tmp_path/"killed", random.Random(0)
-    assert "finished" in start(whole).communicate(timeout=300)[0]
-    state, kills = killed/"train.state.safetensors", 0
-    while kills < int(os.environ.get("FMNB_KILLS", 3)):
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        p = start(killed)
-        while p.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before): time.sleep(.01)
-        time.sleep(rng.random() * .2)                                # somewhere in the next steps, writing a checkpoint included
-        p.send_signal(signal.SIGKILL); p.wait(); kills += 1
-    assert "finished" in start(killed).communicate(timeout=300)[0]
-    for name in ("train.state.safetensors", "model.safetensors", "ema.safetensors"):
+def start(folder, slow_disk=0.):
+    "A process that trains: a fork of this one, so that it is at work at once."
+    if pid := os.fork(): return pid
+    os.fsync = lambda fd: (fsync(fd), time.sleep(slow_disk))
+    try: train_dit(Run("33", path=folder), data, DiTConfig(size=8, patch=4, width=16, heads=2, depth=1), TrainConfig(steps=120, batch=8), log_every=3, compile=False, snap_every=30)
+    except BaseException: traceback.print_exc(); os._exit(1)
+    os._exit(0)
+
+whole, killed, rng, torn = *map(Path, sys.argv[1:3]), random.Random(0), 0
+begun = time.perf_counter(); assert os.waitpid(start(whole), 0)[1] == 0; took = time.perf_counter() - begun
+def kill(until, **kw):
+    "Start, kill -9 when `until(pid)` says so; whether a file was being written, or None if it had finished before."
+    pid = start(killed, **kw)
+    while not until(pid) and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None: time.sleep(.0005)
+    os.kill(pid, signal.SIGKILL); status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL), f"a restart failed: {status}"
+    return None if status == 0 else any(killed.glob(f"*.{pid}.tmp"))
+for k in range(20):                                               # at any moment, or at one when a file is half there
+    moment = time.perf_counter() + rng.random() * took / 12
+    torn += kill((lambda pid: time.perf_counter() > moment and any(killed.glob(f"*.{pid}.tmp"))) if k % 2 else (lambda pid: time.perf_counter() > moment), slow_disk=.01 * (k % 2))
+for name in ("model", "ema"): assert kill(lambda pid: any(killed.glob(f"{name}.safetensors.{pid}.tmp")), slow_disk=.01)      # at the very end
+assert os.waitpid(start(killed), 0)[1] == 0
+print(f"{took:.1f} s, torn", torn)
+"""
+
+def test_kill_9_at_20_moments_loses_nothing(tmp_path):
+    whole, killed = tmp_path/"whole", tmp_path/"killed"
+    r = subprocess.run([sys.executable, "-c", KILLS, str(whole), str(killed)], cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=600)
+    assert r.returncode == 0 and int(r.stdout.split()[-1]) >= 10, r.stderr
+    names = sorted(p.name for p in whole.glob("*.safetensors")); assert len(names) == 3 + 4 and sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in whole.iterdir())      # no half-written file is left
+    for name in names:
         a, b = load_tensors(whole/name)[0], load_tensors(killed/name)[0]
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
-    steps = [r["step"] for r in Run("33", path=killed).stats("train")]
-    assert steps == sorted(set(steps)) and steps[-1] == 120          # no line lost, none twice
+    logs = [[(r["step"], r["loss"], r["grad_norm"], r["bins"]) for r in Run("33", path=d).stats("train")] for d in (whole, killed)]
+    assert logs[0] == logs[1] and len(logs[0]) == 40               # no line lost, none twice
 
 TOGETHER = TRAIN.replace("TrainConfig(steps=120, batch=8)", "TrainConfig(steps=int(sys.argv[2]), batch=8, optimizer='adamw', decay=0.)")
 
@@ -132,6 +156,25 @@ def test_checkpoint_of_other_settings_is_kept(tmp_path):
         with pytest.raises(UserError, match=f"made with {says}.*--force"): small_run(tmp_path, data, cfg)
     assert (tmp_path/"train.state.safetensors").read_bytes() == before
 
+OTHER_CODE = dict(lost_average=lambda t: t.pop("ema.model.head.weight"), other_name=lambda t: t.update({"model.model.tail.weight": t.pop("model.model.head.weight")}), other_shape=lambda t: t.update({"model.model.head.weight": torch.zeros(3, 3)}),
+                  other_optimizer=lambda t: t.update({"opt.sgd.0.momentum": torch.zeros(3)}), other_moments=lambda t: t.update({"opt.adamw.0.exp_avg": torch.zeros(2, 2)}))
+
+@pytest.mark.parametrize("change", OTHER_CODE)
+def test_checkpoint_of_other_code_is_kept(tmp_path, change):
+    data, path = load("digits", "train", size=8, n=24), tmp_path/"train.state.safetensors"; small_run(tmp_path, data)
+    tensors, meta = load_tensors(path); OTHER_CODE[change](tensors); core.save_tensors(path, tensors, **meta); before = path.read_bytes()
+    state = train_state(data, SMALL, FEW); fresh = {k: v.clone() for k, v in state.tensors().items()}
+    with pytest.raises(UserError, match=r"^the checkpoint .* was made by other code: .* do not fit, first .*--force$"): state.resume(path)
+    assert path.read_bytes() == before and state.step == 0 and all(torch.equal(v, fresh[k]) for k, v in state.tensors().items())
+
+def test_code_that_changed_is_said(tmp_path, capsys):
+    data, path = load("digits", "train", size=8, n=24), tmp_path/"train.state.safetensors"; small_run(tmp_path, data)
+    assert small_run(tmp_path, data) and "other code" not in capsys.readouterr().out                              # the same code goes on without a word
+    tensors, meta = load_tensors(path); core.save_tensors(path, tensors, **meta | dict(code="0123abcd", step=3))
+    state = train_state(data, SMALL, FEW).resume(path)
+    said = capsys.readouterr().out; assert "made by other code of the training, 0123abcd and not" in said and len(said.splitlines()) == 1 and state.step == 3
+    core.save_tensors(path, tensors, step=3, settings=meta["settings"]); train_state(data, SMALL, FEW).resume(path); assert not capsys.readouterr().out      # from before this was kept
+
 def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/"state"
     core.atomic_write(path, "old")
@@ -159,6 +202,8 @@ def test_corrupt_image(stage, tmp_path):
     for i in range(3): Image.fromarray(np.full((16, 16), 80 * i, np.uint8)).save(tmp_path/"own"/"a"/f"{i}.png")
     (tmp_path/"own"/"a"/"1.png").write_bytes((tmp_path/"own"/"a"/"1.png").read_bytes()[:45])
     refused(stage("--set", f"data={tmp_path/'own'}"), "1.png", "not a whole image")
+
+def test_patches_that_do_not_tile(stage): refused(stage("--set", "patch=5"), "patches of 5 do not tile images of 16 pixels")
 
 def test_truncated_checkpoint(stage):
     (stage.folder/"train.state.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{\"half")

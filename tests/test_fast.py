@@ -1,0 +1,93 @@
+"Each loop in C by itself, forward and backward, against float64 and autograd: a batch of one, one as large as the number of tokens, odd sizes; nothing is written beside its place, and two threads give the bits of one."
+import pytest, torch
+from fmnb.dit import Block, rope_2d, rotate
+from fmnb.fast import call, fast, kernels
+
+pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler")
+SHAPES = [(1, 4, 2, 8), (5, 3, 3, 6), (4, 4, 1, 34), (7, 1, 1, 2), (2, 9, 5, 14)]                            # B, N, heads, D
+EPS, BF, F = 1e-3, torch.bfloat16, torch.float32
+
+class Bench:
+    "Random tensors that C can read, and places for what it writes, each between margins."
+    def __init__(self, seed): self.gen, self.places = torch.Generator().manual_seed(seed), []
+    def randn(self, *shape, dtype=F): return torch.randn(shape, generator=self.gen).to(dtype)
+    def room(self, *shape, dtype=F):
+        n = torch.Size(shape).numel(); whole = torch.full((n + 64,), float("nan"), dtype=dtype); self.places.append(whole)
+        return whole[32:32 + n].view(shape)
+    def check_margins(self):
+        for p in self.places: assert p[:32].isnan().all() and p[-32:].isnan().all()
+
+def near(got, want):
+    "Equal to the rounding of float32 sums, and of the last step to bf16 where there is one."
+    want = want.detach(); slack = want.abs() * 2**-8 if got.dtype == BF else 0
+    assert got.isfinite().all() and ((got.double() - want).abs() <= slack + 2e-6 * want.abs().max()).all(), (got.double() - want).abs().max() / want.abs().max()
+
+def exact(x): return x.double().requires_grad_()
+def rms(x): return (x.square().mean(-1, keepdim=True) + EPS).sqrt()
+
+def norm(b, B, N, H, D, gated, normed):
+    "What `norm` and `norm_back` write, in pairs of got and wanted."
+    C = H * D; h, a, mod, dout, dx = b.randn(B, N, C), b.randn(B, N, C, dtype=BF), b.randn(B, 6 * C), b.randn(B, N, C), b.randn(B, N, C, dtype=BF)
+    shift, scale, gate = mod.chunk(6, -1)[1:4]; opt = lambda on, v: v if on else None
+    out, x, r = b.room(B, N, C), b.room(B, N, C, dtype=BF), b.room(B, N)
+    call("norm", h, opt(gated, a), opt(gated, gate), opt(normed, shift), opt(normed, scale), opt(gated, out), opt(normed, x), opt(normed, r), B, N, C, 6 * C, EPS)
+    h_, a_, s, k, g = map(exact, (h, a, shift, scale, gate)); total = h_ + (g[:, None] * a_ if gated else 0); total.retain_grad()
+    pairs = [(out, total)] * gated
+    loss = (total * dout).sum()
+    if normed: n = total / rms(total) * (1 + k[:, None]) + s[:, None]; loss = loss + (n * dx).sum(); pairs += [(x, n), (r, 1 / rms(total)[..., 0])]
+    loss.backward(); dmod = b.room(B, 6 * C); ds, dk, dg = dmod.chunk(6, -1)[1:4]; dh, da = b.room(B, N, C), b.room(B, N, C, dtype=BF)
+    call("norm_back", dout, opt(normed, dx), opt(normed, out if gated else h), opt(normed, r), opt(normed, scale), opt(gated, a), opt(gated, gate), opt(normed, dh), opt(normed, ds), opt(normed, dk), opt(gated, da), opt(gated, dg), B, N, C, 6 * C)
+    assert dmod.isnan().sum() == B * C * (6 - 2 * normed - gated)                                           # the other columns are left alone
+    return pairs + [(dh, total.grad), (ds, s.grad), (dk, k.grad)] * normed + [(da, a_.grad), (dg, g.grad)] * gated
+
+def heads(b, B, N, H, D):
+    qkv, w, d = b.randn(B, N, 3, H, D, dtype=BF), b.randn(2, D), b.randn(3, B, H, N, D, dtype=BF)
+    angle = b.randn(N, D // 2).repeat(1, 2); cos, sin = angle.cos(), angle.sin()
+    out, r, back, dw = b.room(3, B, H, N, D, dtype=BF), b.room(B, N, 2, H), b.room(B, N, 3, H, D, dtype=BF), b.room(B, 2, D)
+    call("heads", qkv, w, cos, sin, out, r, B, N, H, D, EPS, D ** -.5)
+    call("heads_back", *d, qkv, r, w, cos, sin, back, dw, B, N, H, D, D ** -.5)
+    x, w_ = exact(qkv), exact(w); q, k, v = x.permute(2, 0, 3, 1, 4)                                         # each (B, H, N, D)
+    turned = lambda v, w: rotate(v / rms(v) * w, cos.double(), sin.double())
+    want = torch.stack([turned(q, w_[0]) * D ** -.5, turned(k, w_[1]), v]); (want * d).sum().backward()
+    return [(out, want), (r, 1 / rms(torch.stack([x[:, :, 0], x[:, :, 1]], 2))[..., 0]), (back, x.grad), (dw.sum(0), w_.grad)]
+
+def softmax(b, B, N, H, D):
+    z, d = b.randn(B * H, N, N), b.randn(B * H, N, N, dtype=BF); p = z.softmax(-1).to(BF)
+    got = b.room(B * H, N, N, dtype=BF); got.copy_(d); call("softmax_back", p, got, B * H * N, N)
+    p, d = p.double(), d.double(); return [(got, p * (d - (p * d).sum(-1, keepdim=True)))]
+
+LOOPS = {f"norm {name}": lambda b, *s, gated=g, normed=n: norm(b, *s, gated, normed) for name, g, n in (("alone", False, True), ("behind a gate", True, True), ("left out", True, False))} | dict(heads=heads, softmax=softmax)
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_is_its_formula(loop, shape):
+    b = Bench(0)
+    for got, want in LOOPS[loop](b, *shape): near(got, want)
+    b.check_margins()
+
+def test_squared_relu_of_every_number():
+    "Of all finite bf16 numbers, to the last bit, ties of the rounding among them."
+    u = torch.arange(-2**15, 2**15).to(torch.int16).view(BF); u = u[u.isfinite()].contiguous(); b = Bench(1)
+    z, d = b.room(*u.shape, dtype=BF), b.randn(len(u), dtype=BF); back = b.room(*u.shape, dtype=BF); back.copy_(d)
+    call("relu2", u, z, len(u)); call("relu2_back", u, back, len(u)); x = u.float().relu()
+    assert torch.equal(z, x.square().to(BF)) and torch.equal(back, (2 * x * d.float()).to(BF)); b.check_margins()
+
+@pytest.fixture
+def threads():
+    n = torch.get_num_threads(); yield torch.set_num_threads; torch.set_num_threads(n)
+
+def test_two_threads_give_the_bits_of_one(threads):
+    def all_loops(n):
+        threads(n); out = [got.clone() for loop in LOOPS.values() for got, _ in loop(Bench(2), 5, 3, 3, 6)]
+        assert kernels().omp_get_max_threads() == n
+        return out
+    assert all(torch.equal(one, two) for one, two in zip(all_loops(1), all_loops(2)))
+
+def test_a_block_on_two_threads(threads):
+    b = Bench(3); block = Block(36, 3, 2.); h, c, rope = b.randn(5, 9, 36), b.randn(5, 36), rope_2d(3, 12)
+    for p in block.parameters(): torch.nn.init.normal_(p, std=.2, generator=b.gen)
+    def run(n):
+        threads(n); block.zero_grad(); x = h.clone().requires_grad_()
+        with torch.autocast("cpu", BF): y = fast(block, None)(x, c, rope)
+        y.square().sum().backward(); return [y.detach(), x.grad, *(p.grad.clone() for p in block.parameters())]
+    for one, two in zip(run(1), run(2)): assert (one - two).norm() <= 1e-2 * one.norm()                        # the products are torch's, which may add in another order
