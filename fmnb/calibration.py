@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['Recorder', 'Calibration', 'key_of', 'run', 'check_seen', 'calibrate', 'smooth_masks', 'distance', 'measure_gaps',
-           'search', 'climb', 'check_key', 'save_calibration', 'load_calibration']
+           'search', 'climb', 'check_key', 'save_calibration', 'load_calibration', 'calibrate_cli']
 
 # %% ../nbs/49_calibration.ipynb #c1d34c6f
-import json, math
+import argparse, json, math
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 import numpy as np, torch
 from .caching import Cached, Rule, Session
-from .core import UserError, atomic_write, digest
+from .core import UserError, atomic_write, command, device, digest, generator, stage_dir
 from .guidance import Guided
 from .policies import Mask, change
 from .predictors import Predictor, Reuse
@@ -155,3 +155,23 @@ def load_calibration(path, model, ts, w: float = 1.) -> Calibration:
     except (ValueError, TypeError) as e: raise UserError(f"{path} is no calibration written by save_calibration") from e
     check_key(cal, model, ts, w)
     return cal
+
+# %% ../nbs/49_calibration.ipynb #ca490003
+@command
+def calibrate_cli(argv=None):
+    "Measure how the teacher of a profile may be cached on a grid of times, and keep it beside its weights."
+    p = argparse.ArgumentParser("fmnb_calibrate", description=calibrate_cli.__doc__, epilog="example: fmnb_calibrate --profile digits --steps 50 --computed 25,17,10")
+    p.add_argument("--profile", default="digits"); p.add_argument("--steps", type=int, help="solver steps (default: the model's own)"); p.add_argument("--w", type=float, help="guidance (default: the model's own)")
+    p.add_argument("--n", type=int, default=4, help="images to measure on"); p.add_argument("--gap", type=int, default=6, help="longest gap between computed steps"); p.add_argument("--computed", default="", help="computed steps to find a schedule for, comma-separated")
+    a = p.parse_args(argv)
+    if min(a.n, a.gap, 1 if a.steps is None else a.steps) < 1: raise UserError("--n, --gap and --steps must be at least 1")
+    try: budgets = [int(c) for c in a.computed.split(",") if c.strip()]
+    except ValueError: raise UserError(f"--computed wants numbers of steps such as 25,17, not '{a.computed}'") from None
+    from fmnb.dmd import load_generator
+    g = load_generator(a.profile); cfg, steps, w = g.model.cfg, a.steps or g.default_steps, g.default_w if a.w is None else a.w
+    x, ts = torch.randn(a.n, cfg.channels, cfg.size, cfg.size, generator=generator(49, 0)).to(device()), torch.linspace(0, 1, steps + 1)
+    own = dict(w=w, null=g.num_classes, y=(torch.arange(a.n) % g.num_classes).to(device()))
+    cal = measure_gaps(calibrate(g.model, x, ts, **own), g.model, x, ts, max_gap=a.gap, **own)
+    save_calibration(path := stage_dir("33_scaled_dit", a.profile)/f"calibration_{steps}.json", cal)
+    print(f"{path}: {len(cal.change)} sites, {sum(map(len, cal.gaps))} gaps, w = {w:g}")
+    for c in budgets: print(f"{c} of {steps} computed: {''.join('.C'[k] for k in search(cal.gaps, c))}")
