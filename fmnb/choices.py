@@ -17,7 +17,7 @@ from .data import load
 from .dit import DiT, compile_blocks, load_dit, save_dit
 from .dmd import Aids, DMDOptions, distill, distill_state, sample_student, teacher_pairs
 from .dmdr import class_log_prob, dpo, grpo, refl
-from .evaluation import balanced_labels, features, load_judge, sample
+from .evaluation import balanced_labels, evenly, features, load_judge, sample
 from .matching import student_times
 from .rewards import merge_lora
 from .solvers import AB2, DPMSolver2M, Euler, HeunEDM
@@ -72,7 +72,7 @@ class Bench:
         if settings["compiled"]: [compile_blocks(m) for m in (*self.nets, self.teacher)]
         self.data, self.shape, self.null = load(made["data"], "train", size=made["size"]), (c.channels, c.size, c.size), c.num_classes
         self.labels = balanced_labels(settings["n_eval"], c.num_classes)
-        few = self.judge.reference.x[torch.arange(min(200, len(self.judge.reference)))]
+        few = self.judge.reference.x[evenly(len(self.judge.reference), 200)]
         self.aids = Aids(self.data, features=lambda x: features(self.judge.net, x.cpu())[0], reference=features(self.judge.net, few)[0])
         self.made_of = digest(self.weights)
 
@@ -166,9 +166,9 @@ def unit(bench: Bench, c: Choice, seed: int) -> dict:
     return write_unit(bench, asdict(c), seed, scores(bench, x, cfg.n_steps) | dict(updates=cfg.updates, forwards=cost * cfg.batch, log=log), start)
 
 def pending(bench: Bench, groups: list, seeds: int) -> list:
-    "The units of `groups` that have no result yet, as functions to call, in order."
-    done, todo = bench.done(), []
-    for c in choices():
-        if c.group in groups: todo += [lambda c=c, s=s: unit(bench, c, s) for s in range(seeds) if bench.key(asdict(c), s) not in done]
+    "The units of `groups` that have no result yet, as functions to call, in order. The base row, which others start from and are compared with, is always among them."
+    done, todo, rows = bench.done(), [], choices()
+    for c in rows:
+        if c.group in groups or c is rows[0]: todo += [lambda c=c, s=s: unit(bench, c, s) for s in range(seeds) if bench.key(asdict(c), s) not in done]
     if "baseline" in groups: todo += [lambda n=n, s=s: baseline(bench, n, s) for n in baselines(bench) for s in range(seeds) if bench.key(dict(name=n, group="baseline"), s) not in done]
     return todo
