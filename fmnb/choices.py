@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Choice', 'choices', 'forwards', 'within', 'Bench', 'scores', 'baselines', 'write_unit', 'baseline', 'config',
-           'start_of', 'unit', 'pending']
+           'start_of', 'unit', 'wanted', 'pending']
 
 # %% ../nbs/43_distillation_choices.ipynb #c43a0003
 import contextlib, hashlib, json, time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 import torch
 from . import core
@@ -165,10 +166,15 @@ def unit(bench: Bench, c: Choice, seed: int) -> dict:
     cost = cfg.warmup * forwards(cfg, c.rl)[0] + (cfg.updates - cfg.warmup) * forwards(cfg, c.rl)[1]
     return write_unit(bench, asdict(c), seed, scores(bench, x, cfg.n_steps) | dict(updates=cfg.updates, forwards=cost * cfg.batch, log=log), start)
 
-def pending(bench: Bench, groups: list, seeds: int) -> list:
-    "The units of `groups` that have no result yet, as functions to call, in order. The base row, which others start from and are compared with, is always among them."
-    done, todo, rows = bench.done(), [], choices()
+def wanted(bench: Bench, groups: list, seeds: int) -> dict:
+    "`{key: make}` of the units of `groups`, in order. The base row, which others start from and are compared with, is always among them."
+    rows, out = choices(), {}
     for c in rows:
-        if c.group in groups or c is rows[0]: todo += [lambda c=c, s=s: unit(bench, c, s) for s in range(seeds) if bench.key(asdict(c), s) not in done]
-    if "baseline" in groups: todo += [lambda n=n, s=s: baseline(bench, n, s) for n in baselines(bench) for s in range(seeds) if bench.key(dict(name=n, group="baseline"), s) not in done]
-    return todo
+        if c.group in groups or c is rows[0]: out |= {bench.key(asdict(c), s): partial(unit, bench, c, s) for s in range(seeds)}
+    if "baseline" in groups: out |= {bench.key(dict(name=n, group="baseline"), s): partial(baseline, bench, n, s) for n in baselines(bench) for s in range(seeds)}
+    return out
+
+def pending(bench: Bench, groups: list, seeds: int) -> list:
+    "Those of `wanted` that have no result yet, as functions to call, in order."
+    done = bench.done()
+    return [make for key, make in wanted(bench, groups, seeds).items() if key not in done]
