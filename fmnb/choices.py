@@ -169,6 +169,8 @@ def unit(bench: Bench, c: Choice, seed: int) -> dict:
 def wanted(bench: Bench, groups: list, seeds: int) -> dict:
     "`{key: make}` of the units of `groups`, in order. The base row, which others start from and are compared with, is always among them."
     rows, out = choices(), {}
+    known = {"baseline", *(c.group for c in rows)}
+    if wrong := [g for g in groups if g not in known]: raise UserError(f"there is no group '{wrong[0]}' of rows: choose among {', '.join(sorted(known))}")
     for c in rows:
         if c.group in groups or c is rows[0]: out |= {bench.key(asdict(c), s): partial(unit, bench, c, s) for s in range(seeds)}
     if "baseline" in groups: out |= {bench.key(dict(name=n, group="baseline"), s): partial(baseline, bench, n, s) for n in baselines(bench) for s in range(seeds)}

@@ -21,7 +21,7 @@ from .data import ImageSet
 from .dit import DiT, compile_blocks, load_dit, save_dit
 from .matching import NORMALISERS, SCHEDULES, STEPPINGS, check_null, critic_gan_loss, deltas, generate, mean_variance_loss, monitors, proxy_loss, regression_loss, renoise, renoise_levels, step_to, student_gan_loss, student_times, x1_from
 from .paths import bcast
-from .rewards import AtScale, add_lora, cosine_fade, dyna_rs, merge_lora, reward_weights
+from .rewards import AtScale, add_lora, cosine_fade, dyna_rs, merge_lora, reward_weights, rewards_of
 from .training import State, fit, guard, lr_scale, means, t_bins
 
 # %% ../nbs/40_dmd.ipynb #842cb5be
@@ -195,7 +195,7 @@ def directions(state, teacher, x, t, y, cfg, gen, aids, null) -> tuple:
         tau = dyna_rs(len(x), state.step, cfg.dyna_rs, low=cfg.low, high=cfg.high, gen=gen).to(t)
         tau_dm, tau_ca = tau, tau if tau_ca is tau_dm else tau_ca
     dm, ca = deltas(teacher_velocity(state, teacher, cfg), critic_velocity(state, cfg), x, y, tau_dm, tau_ca, cfg.alpha if cfg.ca else 1.0, null, gen, cfg.normaliser)
-    weight = bcast(reward_weights(aids.tilt(x, y)), x) if aids.tilt else 1.0
+    weight = bcast(reward_weights(rewards_of(aids.tilt, x, y, state.step)), x) if aids.tilt else 1.0
     return cfg.dm * weight * dm, cfg.ca * weight * ca
 
 def other_terms(state, x, y, cfg, aids, own) -> dict:
