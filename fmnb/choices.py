@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Choice', 'choices', 'forwards', 'within', 'Bench', 'scores', 'baselines', 'write_unit', 'baseline', 'config',
-           'start_of', 'unit', 'pending']
+           'start_of', 'unit', 'wanted', 'pending']
 
 # %% ../nbs/43_distillation_choices.ipynb #c43a0003
 import contextlib, hashlib, json, time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 import torch
 from . import core
@@ -17,7 +18,7 @@ from .data import load
 from .dit import DiT, compile_blocks, load_dit, save_dit
 from .dmd import Aids, DMDOptions, distill, distill_state, sample_student, teacher_pairs
 from .dmdr import class_log_prob, dpo, grpo, refl
-from .evaluation import balanced_labels, features, load_judge, sample
+from .evaluation import balanced_labels, evenly, features, load_judge, sample
 from .matching import student_times
 from .rewards import merge_lora
 from .solvers import AB2, DPMSolver2M, Euler, HeunEDM
@@ -72,7 +73,7 @@ class Bench:
         if settings["compiled"]: [compile_blocks(m) for m in (*self.nets, self.teacher)]
         self.data, self.shape, self.null = load(made["data"], "train", size=made["size"]), (c.channels, c.size, c.size), c.num_classes
         self.labels = balanced_labels(settings["n_eval"], c.num_classes)
-        few = self.judge.reference.x[torch.arange(min(200, len(self.judge.reference)))]
+        few = self.judge.reference.x[evenly(len(self.judge.reference), 200)]
         self.aids = Aids(self.data, features=lambda x: features(self.judge.net, x.cpu())[0], reference=features(self.judge.net, few)[0])
         self.made_of = digest(self.weights)
 
@@ -165,10 +166,17 @@ def unit(bench: Bench, c: Choice, seed: int) -> dict:
     cost = cfg.warmup * forwards(cfg, c.rl)[0] + (cfg.updates - cfg.warmup) * forwards(cfg, c.rl)[1]
     return write_unit(bench, asdict(c), seed, scores(bench, x, cfg.n_steps) | dict(updates=cfg.updates, forwards=cost * cfg.batch, log=log), start)
 
+def wanted(bench: Bench, groups: list, seeds: int) -> dict:
+    "`{key: make}` of the units of `groups`, in order. The base row, which others start from and are compared with, is always among them."
+    rows, out = choices(), {}
+    known = {"baseline", *(c.group for c in rows)}
+    if wrong := [g for g in groups if g not in known]: raise UserError(f"there is no group '{wrong[0]}' of rows: choose among {', '.join(sorted(known))}")
+    for c in rows:
+        if c.group in groups or c is rows[0]: out |= {bench.key(asdict(c), s): partial(unit, bench, c, s) for s in range(seeds)}
+    if "baseline" in groups: out |= {bench.key(dict(name=n, group="baseline"), s): partial(baseline, bench, n, s) for n in baselines(bench) for s in range(seeds)}
+    return out
+
 def pending(bench: Bench, groups: list, seeds: int) -> list:
-    "The units of `groups` that have no result yet, as functions to call, in order."
-    done, todo = bench.done(), []
-    for c in choices():
-        if c.group in groups: todo += [lambda c=c, s=s: unit(bench, c, s) for s in range(seeds) if bench.key(asdict(c), s) not in done]
-    if "baseline" in groups: todo += [lambda n=n, s=s: baseline(bench, n, s) for n in baselines(bench) for s in range(seeds) if bench.key(dict(name=n, group="baseline"), s) not in done]
-    return todo
+    "Those of `wanted` that have no result yet, as functions to call, in order."
+    done = bench.done()
+    return [make for key, make in wanted(bench, groups, seeds).items() if key not in done]
