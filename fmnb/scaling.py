@@ -6,6 +6,7 @@
 __all__ = ['Law', 'fit_law', 'interval', 'isoflop', 'slope', 'rung', 'settings_for', 'held_out_loss']
 
 # %% ../nbs/34_scaling_laws.ipynb #scl00002
+import math
 from dataclasses import dataclass
 import numpy as np, torch
 from scipy.optimize import minimize
@@ -69,9 +70,9 @@ def slope(x, y) -> float:
 
 # %% ../nbs/34_scaling_laws.ipynb #scl00015
 def rung(width: int, size: int, channels: int, num_classes: int, patch: int = 4, aspect: int = 32) -> DiTConfig:
-    "A transformer of the ladder: width / `aspect` blocks (at least 2), heads of 32 (16 for the narrow)."
-    if width % 16: raise UserError(f"width is {width} but heads of 16 or 32 must divide it; choose a multiple of 16")
-    return DiTConfig(size=size, channels=channels, num_classes=num_classes, patch=patch, width=width, depth=max(2, width // aspect), heads=width // (32 if width % 32 == 0 else 16))
+    "A transformer of the ladder: width / `aspect` blocks (at least 2), heads of 32, 16 or 8, the largest that divide the width."
+    if width % 8: raise UserError(f"width is {width} but heads of 8, 16 or 32 must divide it; choose a multiple of 8")
+    return DiTConfig(size=size, channels=channels, num_classes=num_classes, patch=patch, width=width, depth=max(2, width // aspect), heads=width // math.gcd(width, 32))
 
 def settings_for(cfg: DiTConfig, budget: float, batch: int, seed: int = 0, lr: float = 2e-3, lr_width: int = 128, muon_lr: float = .02) -> TrainConfig:
     "The training that spends `budget` FLOPs (forward and backward, 2 per multiply-add) on a transformer."
