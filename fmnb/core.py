@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'UserError', 'command', 'atomic_write', 'save_tensors', 'load_tensors', 'digest', 'load_weights',
-           'code_hash', 'project_root', 'runs_root', 'stage_dir', 'restored', 'upstream', 'device', 'cpu_name',
-           'autocast_dtype', 'autocast', 'generator', 'seed_everything', 'provenance', 'parameters', 'Run', 'table',
-           'read_results', 'progress', 'figure_style', 'show_movie', 'show']
+           'code_hash', 'modules_of', 'project_root', 'runs_root', 'stage_dir', 'restored', 'upstream', 'device',
+           'cpu_name', 'autocast_dtype', 'autocast', 'generator', 'seed_everything', 'provenance', 'parameters', 'Run',
+           'table', 'read_results', 'progress', 'figure_style', 'show_movie', 'show']
 
 # %% ../nbs/00_core.ipynb #0b3745dd
-import ast, contextlib, errno, hashlib, io, json, math, os, platform, shutil, subprocess, sys, time
+import ast, contextlib, errno, hashlib, importlib.util, io, json, math, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np, torch
@@ -90,6 +90,19 @@ def code_hash(source: str) -> str:
         source = ast.dump(tree)
     except SyntaxError: pass
     return hashlib.sha256(source.encode()).hexdigest()
+
+# %% ../nbs/00_core.ipynb #c0deha53
+def modules_of(sources: list[str], package="fmnb") -> dict[str, str]:
+    "`{module: source}` of every module of `package` that `sources` import, directly or through one another."
+    folder, found, todo = Path(importlib.util.find_spec(package).origin).parent, {}, list(sources)
+    while todo:
+        source = todo.pop()
+        names = re.findall(rf"(?:from|import)\s+(?:{package})?\.(\w+)", source)                                  # from fmnb.x import, from .x import
+        for listed in re.findall(rf"from\s+(?:{package}|\.)\s+import\s+([\w, ]+)", source): names += re.split(r"\s*,\s*", listed.strip())
+        for name in names:
+            if name not in found and (path := folder/f"{name}.py").exists():
+                found[name] = path.read_text(); todo.append(found[name])
+    return found
 
 # %% ../nbs/00_core.ipynb #81b08daa
 def project_root() -> Path:

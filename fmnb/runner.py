@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'Notebook', 'read_notebook', 'notebooks', 'closest', 'fit', 'read_profile', 'pick', 'apply_sets',
-           'modules_of', 'read_json', 'fingerprint', 'cleaned', 'StageFailed', 'where_it_stopped', 'execute',
-           'headline', 'headlines', 'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run', 'run_cli',
-           'sample_cli', 'draw', 'save_grid']
+           'read_json', 'fingerprint', 'cleaned', 'StageFailed', 'where_it_stopped', 'execute', 'headline', 'headlines',
+           'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run', 'run_cli', 'sample_cli', 'draw',
+           'save_grid']
 
 # %% ../nbs/60_runner.ipynb #347a780f
-import argparse, ast, contextlib, difflib, fcntl, hashlib, importlib.util, json, logging, os, re, shutil, sys, threading, time
+import argparse, ast, contextlib, difflib, fcntl, hashlib, json, logging, os, re, shutil, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 import nbformat, yaml
-from .core import UserError, atomic_write, code_hash, command, project_root, runs_root
+from .core import UserError, atomic_write, code_hash, command, modules_of, project_root, runs_root
 
 # %% ../nbs/60_runner.ipynb #dc2cfd17
 @dataclass
@@ -101,19 +101,6 @@ def apply_sets(sets: list[str], selected: list[Notebook], stages: dict) -> dict:
             value = raw if isinstance(chosen[s].get(key), str) else yaml.safe_load(raw)
             stages.setdefault(s, {})[key] = fit(s, key, value, chosen[s])
     return stages
-
-# %% ../nbs/60_runner.ipynb #a7f8f0cf
-def modules_of(sources: list[str], package="fmnb") -> dict[str, str]:
-    "`{module: source}` of every module of `package` that `sources` import, directly or through one another."
-    folder, found, todo = Path(importlib.util.find_spec(package).origin).parent, {}, list(sources)
-    while todo:
-        source = todo.pop()
-        names = re.findall(rf"(?:from|import)\s+(?:{package})?\.(\w+)", source)                                  # from fmnb.x import, from .x import
-        for listed in re.findall(rf"from\s+(?:{package}|\.)\s+import\s+([\w, ]+)", source): names += re.split(r"\s*,\s*", listed.strip())
-        for name in names:
-            if name not in found and (path := folder/f"{name}.py").exists():
-                found[name] = path.read_text(); todo.append(found[name])
-    return found
 
 # %% ../nbs/60_runner.ipynb #ab47da5c
 def read_json(path) -> dict:

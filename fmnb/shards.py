@@ -12,9 +12,8 @@ import contextlib, functools, hashlib, importlib.util, json, os
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
-from .core import UserError, atomic_write, code_hash, progress
+from .core import UserError, atomic_write, code_hash, modules_of, progress
 from .profiling import ATTRIBUTES, Item, PROBE_SIGNALS, Settings, SIGNALS, THUMB, decode, measure
-from .runner import modules_of
 from .vectors import extractor_for
 
 # %% ../nbs/19_shards.ipynb #46f95302
