@@ -298,8 +298,10 @@ def means(records: list) -> dict:
 
 def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 50, what="train", flops_per_step: float = 0.0, peak: float = 0.0):
     "Drive the generator `loop`: every `log_every` steps log the means of its records and save `state` as `<run>/<what>.state.safetensors`. `peak`: FLOP/s of matrix products, of which the log then gives the share that is used. Returns the log. Of several processes the first one writes."
-    (rank, _), records, recent = processes(), run.stats(what, upto=state.step), []
+    rank, world = processes()
     for half in run.path.glob("*.tmp") if rank == 0 else (): half.unlink(missing_ok=True)             # of a process that was killed while it wrote
+    if world > 1: torch.distributed.barrier()                                                        # the others may not be writing yet
+    records, recent = run.stats(what, upto=state.step), []
     bar, t0 = progress(total, what, state.step), time.perf_counter()
     for rec in loop:
         recent.append(rec); bar.update(1)
