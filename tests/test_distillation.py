@@ -1,5 +1,6 @@
 "The stages of distillation from outside: whichever groups of rows the ablation is asked for, and parameters that cannot work."
 import json
+from pathlib import Path
 import pytest
 from fmnb import runner
 from fmnb.core import UserError, project_root, upstream
@@ -7,7 +8,7 @@ from fmnb.core import UserError, project_root, upstream
 @pytest.fixture
 def stages(tmp_path, monkeypatch):
     "A run folder that knows the smoke profile's judge, teacher and student, and a way to run a stage in it."
-    (tmp_path/"smoke").mkdir()
+    monkeypatch.chdir(Path(__file__).resolve().parent.parent); (tmp_path/"smoke").mkdir()
     for stage in ("32_evaluation", "33_scaled_dit", "40_dmd"): (tmp_path/"smoke"/stage).symlink_to(upstream(stage, "smoke"))
     monkeypatch.setenv("FMNB_RUNS", str(tmp_path)); monkeypatch.delenv("FMNB_LOCKED", raising=False)
     return tmp_path/"smoke", lambda only, *sets: runner.run("smoke", only=only, sets=sets, root=project_root())
