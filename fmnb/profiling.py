@@ -160,11 +160,12 @@ SIGNALS = ("brightness", "contrast", "sharpness", "noise", "density", "lettering
 ATTRIBUTES = ("aspect", "saturation", "blockiness", "packing")
 
 def blockiness(grey: np.ndarray, grid: int = 8) -> float:
-    "ln of the mean step of uint8 (H, W) across the lines of the grid over that between all other pixels."
-    steps = [np.abs(np.diff(grey[:512, :512].astype(np.int16), axis=k)) for k in (0, 1)]
-    lines = [d[grid-1::grid].sum() for d in (steps[0], steps[1].T)]; counts = [d[grid-1::grid].size for d in (steps[0], steps[1].T)]
-    on, n = sum(lines), sum(counts); off, m = sum(d.sum() for d in steps) - on, sum(d.size for d in steps) - n
-    return math.log((on / max(1, n) + 1) / (off / max(1, m) + 1))
+    "ln of the mean step of uint8 (H, W) across the lines of the grid over that between all other pixels; steps are counted up by one grey level."
+    on, off = [], []
+    for d in (np.abs(np.diff(grey.astype(np.int16), axis=0)), np.abs(np.diff(grey.astype(np.int16), axis=1)).T):
+        line = np.arange(len(d)) % grid == grid - 1; on.append(d[line].ravel()); off.append(d[~line].ravel())
+    mean = lambda parts: np.concatenate(parts).mean() if any(map(len, parts)) else 0.
+    return math.log((mean(on) + 1) / (mean(off) + 1))
 
 def attributes(pixels: np.ndarray, n_bytes: int) -> dict:
     "The attributes of uint8 (H, W) or (H, W, 3) that came from a file of `n_bytes`."
