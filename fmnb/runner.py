@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'Notebook', 'read_notebook', 'notebooks', 'closest', 'fit', 'read_profile', 'pick', 'apply_sets',
-           'read_json', 'fingerprint', 'cleaned', 'StageFailed', 'where_it_stopped', 'execute', 'headline', 'headlines',
-           'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run', 'run_cli', 'sample_cli', 'draw',
-           'save_grid']
+           'read_json', 'fingerprint', 'cleaned', 'StageFailed', 'where_it_stopped', 'kernel_of', 'execute', 'headline',
+           'headlines', 'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run', 'run_cli', 'sample_cli',
+           'draw', 'save_grid']
 
 # %% ../nbs/60_runner.ipynb #347a780f
-import argparse, ast, contextlib, difflib, fcntl, hashlib, json, logging, os, re, shutil, sys, threading, time
+import argparse, ast, contextlib, difflib, fcntl, hashlib, json, logging, os, re, shutil, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 import nbformat, yaml
@@ -149,14 +149,22 @@ def where_it_stopped(nb) -> str:
     number = sum(c.cell_type == "code" for c in nb.cells[:nb.cells.index(last) + 1] if "papermill-error-cell-tag" not in c.metadata.get("tags", []))
     return f"in code cell {number} ({lines[0].strip()[:60] if lines else 'empty'})"
 
+def kernel_of(words):
+    "A kernel manager whose kernels write to the open file `words` what would else reach the terminal past Python, such as a library that complains while it is stopped."
+    from jupyter_client import AsyncKernelManager
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **kw): return await super().start_kernel(**kw, stderr=words)
+    return Manager
+
 def execute(path, out, parameters: dict, cwd, timeout=None):
     "Execute notebook `path` with `parameters` and save it at `out`, also when it fails; raises `StageFailed` or the notebook's `UserError`."
     import papermill as pm
     from papermill.exceptions import PapermillExecutionError
     for name in ("papermill", "nbclient", "traitlets"): logging.getLogger(name).setLevel(logging.CRITICAL)
+    words = tempfile.TemporaryFile()
     try:
         return pm.execute_notebook(str(path), str(out), parameters=parameters, kernel_name="python3", cwd=str(cwd), progress_bar=False,
-                                   execution_timeout=timeout, extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
+                                   execution_timeout=timeout, extra_arguments=["--IPKernelApp.log_level=CRITICAL"], kernel_manager_class=kernel_of(words))
     except KeyboardInterrupt: raise
     except OSError as e:
         if not isinstance(e, TimeoutError): raise UserError(f"cannot write {out} ({e.strerror or e}); free space or set FMNB_RUNS to another folder") from e
@@ -165,7 +173,7 @@ def execute(path, out, parameters: dict, cwd, timeout=None):
     if getattr(error, "ename", "") == "UserError": raise UserError(error.evalue) from error
     first, *_, last = [*str(error).strip().splitlines(), "", *str(getattr(error, "evalue", "")).strip().splitlines()] or [""]
     reason = f"{error.ename}: {last}" if isinstance(error, PapermillExecutionError) else f"{type(error).__name__}: {first}"
-    if type(error).__name__ == "DeadKernelError": reason += " (most often: out of memory)"
+    if type(error).__name__ == "DeadKernelError": words.seek(0); said = words.read().decode(errors="replace").split("\n"); reason += f" ({next((l.strip() for l in reversed(said) if l.strip()), 'most often: out of memory')})"
     where = where_it_stopped(nbformat.read(out, as_version=4)) if Path(out).exists() else "before its first cell"
     raise StageFailed(f"{Path(path).stem} failed {where}: {reason}") from error
 

@@ -9,7 +9,7 @@ from fmnb import runner, site
 # The first stage does without the library, so that its kernel starts in a second; the second one uses it.
 STAGE_A = ["width = 4\nlr = 0.1\nprofile = 'smoke'\nseed = 0", "import json, os, pathlib\nclass UserError(Exception): pass",
            "run = pathlib.Path(os.environ.get('FMNB_RUNS', '../runs'), profile, '10_first')\nopen(run/'calls', 'a').write('x')",
-           "if width == 13: raise ValueError('thirteen\\nis too many')\nif width == 14: raise UserError('fourteen will not do; use less')",
+           "if width == 13: raise ValueError('thirteen\\nis too many')\nif width == 14:\n    os.write(2, b'a library complains'); import time; time.sleep(1); raise UserError('fourteen will not do; use less')",
            "rows = [dict(name='area', value=width ** 2, unit='px')]\n(run/'results.json').write_text(json.dumps(dict(stage='10_first', provenance=dict(seed=seed, wall_s=0.1), rows=rows)))"]
 STAGE_B = ["profile = 'smoke'\nseed = 0", "import json\nfrom fmnb.core import Run, upstream", "run = Run('20_second', profile, seed)\nopen(run/'calls', 'a').write('x')",
            "area = json.loads((upstream('10_first', profile)/'results.json').read_text())['rows'][0]['value']\nrun.row('double', 2 * area); run.finish()"]
