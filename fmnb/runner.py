@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['HEADLINES', 'Notebook', 'read_notebook', 'notebooks', 'closest', 'fit', 'read_profile', 'pick', 'apply_sets',
            'read_json', 'fingerprint', 'cleaned', 'StageFailed', 'where_it_stopped', 'kernel_of', 'execute', 'headline',
-           'headlines', 'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'run', 'run_cli', 'sample_cli',
-           'draw', 'save_grid']
+           'headlines', 'show_number', 'headline_text', 'only_run', 'ticker', 'run_one', 'beside', 'run', 'run_cli',
+           'sample_cli', 'draw', 'save_grid']
 
 # %% ../nbs/60_runner.ipynb #347a780f
-import argparse, ast, contextlib, difflib, fcntl, hashlib, json, logging, os, re, shutil, sys, tempfile, threading, time
+import argparse, ast, contextlib, difflib, fcntl, hashlib, json, logging, os, re, shutil, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 import nbformat, yaml
@@ -275,9 +275,24 @@ def run_one(n: Notebook, parameters: dict, profile: str, root: Path, publish: bo
         if n.defaults is not None: atomic_write(root/"reports"/profile/"results"/f"{n.name}.json", results.read_bytes())
     return f"{n.name:16} {state}  " + "  ".join(f"{r['name']} {show_number(r)}" for r in headline(n.name, rows)[:3])
 
+# %% ../nbs/60_runner.ipynb #60jobs02
+@contextlib.contextmanager
+def beside(pages: list[str], jobs: int, profile: str, root):
+    "While its body runs, `jobs` - 1 processes of `fmnb_run` run `pages`, under the lock held here; at the end they are waited for, or stopped if the body failed."
+    if jobs > 1: os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))      # processes that share cores with all their threads wait for one another
+    parts = [pages[i::jobs - 1] for i in range(jobs - 1) if pages[i::jobs - 1]]
+    others = [subprocess.Popen([sys.executable, "-m", "fmnb.runner", "--profile", profile, "--only", ",".join(part)], cwd=root) for part in parts]
+    try: yield pages
+    except BaseException:
+        for o in others: o.terminate()
+        raise
+    finally: codes = [o.wait() for o in others]
+    if any(codes): sys.exit(max(codes, key=abs))
+
 # %% ../nbs/60_runner.ipynb #14fc50c7
-def run(profile="digits", only="", sets=(), force=False, wait=False, root=None):
-    "Check everything, then run the notebooks of `profile` in order; returns nothing, raises `UserError` or `StageFailed`."
+def run(profile="digits", only="", sets=(), force=False, wait=False, jobs=1, root=None):
+    "Check everything, then run the notebooks of `profile` in order, with `jobs` above 1 the library pages beside the stages; returns nothing, raises `UserError` or `StageFailed`."
+    if jobs < 1: raise UserError(f"--jobs is {jobs} but must be at least 1")
     root = Path(root or project_root())
     nbs = notebooks(root)
     p = read_profile(profile, nbs, root)
@@ -290,7 +305,9 @@ def run(profile="digits", only="", sets=(), force=False, wait=False, root=None):
     with only_run(runs_root()/profile, wait):
         for n in mine:
             if force: shutil.rmtree(runs_root()/profile/n.name, ignore_errors=True)
-        for n in mine: print(run_one(n, full[n.name], profile, root, p["publish"]), flush=True)
+        with beside([n.name for n in mine if n.defaults is None] if jobs > 1 else [], jobs, profile, root) as others:
+            for n in mine:
+                if n.name not in others: print(run_one(n, full[n.name], profile, root, p["publish"]), flush=True)
 
 # %% ../nbs/60_runner.ipynb #f3c2cb83
 def _parser(prog, about, example):
@@ -305,8 +322,9 @@ def run_cli(argv=None):
     p.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="a parameter of every stage that has it, or STAGE.KEY=VALUE")
     p.add_argument("--force", action="store_true", help="remove the run folders of the selected notebooks first")
     p.add_argument("--wait", action="store_true", help="wait for another run of this profile instead of refusing")
+    p.add_argument("--jobs", type=int, default=1, help="above 1, this many notebooks at a time: library pages beside the stages")
     a = p.parse_args(argv)
-    try: run(a.profile, a.only, a.sets, a.force, a.wait)
+    try: run(a.profile, a.only, a.sets, a.force, a.wait, a.jobs)
     except StageFailed as e:
         print(f"fmnb: {e}\nfmnb: the executed notebook is {runs_root()/a.profile/str(e).split()[0]/'notebook.ipynb'}", file=sys.stderr)
         return 1

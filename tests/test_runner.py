@@ -89,6 +89,18 @@ def test_run_folder_that_cannot_be_written(project):
     (project.root/"blocked"/"fast").mkdir(parents=True); (project.root/"blocked"/"fast"/"10_first").write_text("in the way")
     refused(project.run("--profile", "fast", FMNB_RUNS=str(project.root/"blocked")), "cannot write")
 
+def test_pages_beside_stages(project):
+    page = project.root/"nbs"/"30_page.ipynb"
+    def run(*args): p = project.start("runner", "--profile", "digits", "--jobs", "2", *args); return (*p.communicate(timeout=240), p.returncode)
+    out, err, code = run()
+    assert code == 0 and not err and {l.split()[0] for l in out.splitlines()[:3]} == {"10_first", "20_second", "30_page"}, (out, err)
+    assert (project.root/"reports"/"digits"/"30_page.ipynb").exists() and run()[0].count("done") == 3
+    nb = nbformat.read(page, as_version=4); nb.cells[1].source += "\n1 / 0"; nbformat.write(nb, page)
+    out, err, code = run("--force")
+    assert code == 1 and "30_page failed" in err and "20_second" in out, (out, err)             # the stages go to their end
+    assert run("--set", "width=13")[2] == 1                                                     # and a stage that fails stops the pages
+    refused(project.run("--profile", "digits", "--jobs", "0"), "--jobs is 0")
+
 def test_help_shows_an_example(project):
     for module in ("runner", "site"):
         p = project.start(module, "--help")
