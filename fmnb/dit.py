@@ -247,6 +247,16 @@ def flops(cfg: DiTConfig) -> dict:
     ends = 2 * N * C * (cfg.channels * k * k + cfg.outputs * cfg.patch ** 2) + 4 * C * C + 2 * (256 * C + C * C)
     return dict(attn=attn, mlp=mlp, ada=ada, ends=ends, total=attn + mlp + ada + ends)
 
+@patch
+def build(self: DiTConfig) -> DiT:
+    "A new network of this shape."
+    return DiT(self)
+
+@patch(as_prop=True)
+def forward_flops(self: DiTConfig) -> int:
+    "FLOPs of one forward of one image."
+    return flops(self)["total"]
+
 def n_params(model) -> int:
     "Number of parameters."
     return sum(p.numel() for p in model.parameters())
@@ -266,6 +276,6 @@ def compile_blocks(model: DiT) -> DiT:
     if os.environ.get("FMNB_COMPILE", "1") != "0":
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in model.blocks:
-            for part in ("fused", "attention", "feedforward"): setattr(block, part, torch.compile(getattr(Block, part).__get__(block), dynamic=False))
-            if autocast_dtype(torch.device("cpu")) == torch.bfloat16: block.fused = fast(block, block.fused)
+            for part in ("fused", "attention", "feedforward"): setattr(block, part, torch.compile(getattr(type(block), part).__get__(block), dynamic=False))
+            if type(block) is Block and autocast_dtype(torch.device("cpu")) == torch.bfloat16: block.fused = fast(block, block.fused)
     return model

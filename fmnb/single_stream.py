@@ -116,7 +116,10 @@ class S3Block(nn.Module):
         if modulated: nn.init.zeros_(self.ada.weight); nn.init.zeros_(self.ada.bias)
     def attention(self, h, scale, rope): return self.attn_out(self.attn(self.attn_in(h) * (1 + scale), rope))
     def feedforward(self, h, scale): return self.mlp_out(self.mlp(self.mlp_in(h) * (1 + scale)))
-    def forward(self, h, c, rope, cache=OFF, name="block"): return cache.site(name, lambda: self._forward(h, c, rope, cache, name), h)
+    def fused(self, h, c, rope): return self._forward(h, c, rope, OFF, "")
+    def forward(self, h, c, rope, cache=OFF, name="block"):
+        if cache is OFF: return self.fused(h, c, rope)
+        return cache.site(name, lambda: self._forward(h, c, rope, cache, name), h)
     def _forward(self, h, c, rope, cache, name):
         s1, g1, s2, g2 = (0, 1, 0, 1) if self.ada is None else self.ada(c).to(h.dtype)[:, None].chunk(4, -1)      # each (B, 1, width)
         if self.ada is not None: g1, g2 = self.gate(g1), self.gate(g2)
@@ -271,6 +274,16 @@ def from_diffusers(model) -> S3DiT:
     return net.requires_grad_(True).train(model.training)
 
 # %% ../nbs/35_single_stream.ipynb #d8359307
+@patch
+def build(self: S3Config) -> S3DiT:
+    "A new network of this shape."
+    return S3DiT(self)
+
+@patch(as_prop=True)
+def forward_flops(self: S3Config) -> int:
+    "FLOPs of one forward of one image."
+    return s3_flops(self)["total"]
+
 def s3_flops(cfg: S3Config, height: int | None = None, width: int | None = None, L: int | None = None) -> dict:
     "FLOPs (2 per multiply-add) of one forward of one image of height x width (default `cfg.size`) with L condition tokens (default `class_tokens`), by part; `total` is their sum."
     C, r, L = cfg.width, cfg.rank, L or cfg.class_tokens

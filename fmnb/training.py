@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from . import core
 from .core import UserError, Run, autocast, code_hash, digest, generator, load_tensors, load_weights, progress, save_tensors
 from .data import ImageSet, batch_indices
-from .dit import DiT, DiTConfig, compile_blocks, flops, load_dit, save_dit
+from .dit import DiT, DiTConfig, compile_blocks, save_dit
 from .paths import AffinePath, LogitNormalTime, UniformTime
 
 # %% ../nbs/31_training.ipynb #ed76866c
@@ -318,7 +318,7 @@ def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 5
 
 # %% ../nbs/31_training.ipynb #3714f486
 def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None, micro: int = 0, snap_every: int = 0, recompute: bool = False):
-    "Train (or resume, or just load) a DiT in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on; `recompute`: see `recompute_blocks`."
+    "Train (or resume, or just load) the network of a `DiTConfig` or an `S3Config` in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on; `recompute`: see `recompute_blocks`."
     device = device or core.device()
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
@@ -329,12 +329,12 @@ def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, 
     if recompute: recompute_blocks(model)
     if sharded(): shard(state, cfg)
     loop = snapshots(train(state, data, cfg, device, micro), run, state, snap_every, lambda step: images_seen(start) + step * cfg.batch)
-    records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * flops(model_cfg)["total"] * cfg.batch, peak=measured_peak(device))
+    records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * model_cfg.forward_flops * cfg.batch, peak=measured_peak(device))
     seen = images_seen(start) + state.step * cfg.batch
     files = {"model": unsharded(model.state_dict())} | {k.replace("model", "ema"): unsharded(e) for k, e in state.ema.items()}
     for name, tensors in files.items() if processes()[0] == 0 else (): save_dit(run/f"{name}.safetensors", model, tensors, step=state.step, images_seen=seen)
     if processes()[1] > 1: torch.distributed.barrier()
-    return load_dit(run/"ema.safetensors").to(device), records
+    return load_weights(model_cfg.build(), load_tensors(run/"ema.safetensors")[0], run/"ema.safetensors").eval().to(device), records
 
 def images_seen(path) -> int:
     "How many images the weights in the file `path` have been trained on, its own start included; 0 for None."
@@ -343,13 +343,13 @@ def images_seen(path) -> int:
 def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=torch.device("cpu"), start=None) -> State:
     "The state before the first step: weights from the file `start` or fresh ones from `cfg.seed`, their EMA, the optimizers, and settings that a resume must find again."
     core.seed_everything(cfg.seed)
-    model = DiT(model_cfg)
+    model = model_cfg.build()
     if start: load_weights(model, load_tensors(start)[0], start)
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
     made_of = dict(images=getattr(data, "identity", None) or digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
-    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema) | {f"model@{d:g}": d for d in cfg.emas}, settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(DiTConfig()) | asdict(TrainConfig()))
+    return State(dict(model=model), optimizers, ema=dict(model=cfg.ema) | {f"model@{d:g}": d for d in cfg.emas}, settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(type(model_cfg)()) | asdict(TrainConfig()))
 
 # %% ../nbs/31_training.ipynb #31snap00
 def snapshots(loop, run: Run, state: State, every: int, seen=lambda step: None):
