@@ -1,0 +1,101 @@
+"""Does the transformer learn faster than torchcfm's CIFAR-10 U-Net when both get the same processor time?
+
+    FMNB_DATA_DIR=... python benchmarks/unet_peer.py [--minutes 15] [--n 500] [--steps 15] [--only ours unet unet_small] [--out cifar10]
+
+Three trainings, one after the other, each for the same processor seconds of one thread (so that other work on the machine takes nothing from anybody), interrupted at will and resumed by the same command: `ours`, the transformer and recipe of profile
+cifar10; `unet`, torchcfm's example for CIFAR-10 (35.7 M parameters, dropout 0.1, flips, independent coupling, Adam 2e-4, clip 1), in bf16 and channels-last as it is fastest here; `unet_small`, the same with a quarter of the channels, which costs about
+as much a forward as ours. Their warm-up (5,000 steps) and EMA (0.9999) are longer than a short training: the warm-up becomes a tenth of the steps, and the best of the live weights and three averages is judged. They know no
+classes, so ours is judged without a class as well as with it. Columns: images seen, Fréchet distance to the test images, bits per dimension of test images. With `--out profile` the numbers go to reports/<profile>/results/unet_peer.json."""
+import argparse, time
+import torch
+from fmnb.core import Run, autocast, atomic_write, generator, load_weights, project_root
+from fmnb.data import batch_indices, load
+from fmnb.dit import DiTConfig, compile_blocks
+from fmnb.evaluation import balanced_labels, evenly, load_judge, sample
+from fmnb.likelihood import coded_bits, level_bits
+from fmnb.solvers import Heun
+from fmnb.training import State, TrainConfig, fit, guard, train, train_dit, train_state
+
+CPU, EMAS = torch.device("cpu"), {"model": .9999, "model@0.99": .99, "model@0.95": .95}
+
+def unet(channels: int):
+    "torchcfm's U-Net for CIFAR-10; called as our networks are, the label unread."
+    from torchcfm.models.unet.unet import UNetModelWrapper
+    class Net(UNetModelWrapper):
+        def forward(self, x, t, y=None): return super().forward(t, x.contiguous(memory_format=torch.channels_last))
+    return Net(dim=(3, 32, 32), num_res_blocks=2, num_channels=channels, channel_mult=[1, 2, 2, 2], num_heads=4, num_head_channels=64 * channels // 128, attention_resolutions="16", dropout=.1).to(memory_format=torch.channels_last)
+
+def unet_state(channels: int, steps: int) -> State:
+    torch.manual_seed(0); net = unet(channels)
+    return State(dict(model=net), dict(adam=torch.optim.Adam(net.parameters(), 2e-4)), EMAS, dict(channels=channels, steps=steps))
+
+def train_unet(state, data, steps: int, batch: int = 128, micro: int = 32):
+    "The example's loop: uniform t, straight paths, warm-up to a constant rate; yields a record a step."
+    net, opt = state.modules["model"].train(), state.optimizers["adam"]
+    while state.step < steps:
+        gen = generator(0, state.step); x1, _ = data.batch(batch_indices(len(data), state.step, batch, 0), gen); opt.zero_grad(); total = 0.
+        x0, t = torch.randn(x1.shape, generator=gen), torch.rand(batch, generator=gen); torch.manual_seed(state.step)            # of the dropout
+        for i in range(0, batch, micro):
+            a, b, s = x0[i:i + micro], x1[i:i + micro], t[i:i + micro, None, None, None]
+            with autocast(CPU): v = net(s * b + (1 - s) * a, t[i:i + micro])
+            loss = (v.float() - (b - a)).square().mean() * micro / batch; loss.backward(); total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.).item(); guard(total, norm, state.step, t)
+        state.scale_lr(min(1., (state.step + 1) / max(1, steps // 10))); opt.step(); state.step += 1; state.update_ema()
+        yield dict(step=state.step, loss=total, grad_norm=norm)
+
+def seconds_a_step(loop, n: int = 3) -> float:
+    "Processor seconds of a step, the first ones left out."
+    next(loop); next(loop); start = time.process_time()
+    for _ in range(n): next(loop)
+    return (time.process_time() - start) / n
+
+def trained(name: str, folder: Run, data, seconds: float) -> tuple[list, int]:
+    "Candidates (what weights, network), and images seen, of a training for `seconds` of processor time; the number of steps is decided once and kept."
+    cfg = DiTConfig(size=32, channels=3, patch=4, width=256, depth=8, heads=4); settings = lambda steps: TrainConfig(steps=steps, batch=64, time="logit_normal", warmup=50, ema=min(.9995, 1 - 10 / steps))
+    if not (plan := folder/"steps").exists():
+        if name == "ours": tried = train_state(data, cfg, settings(10**6)); compile_blocks(tried.modules["model"]); s = seconds_a_step(train(tried, data, settings(10**6)), 20)
+        else: s = seconds_a_step(train_unet(unet_state(channels_of(name), 10**6), data, 10**6), 2)
+        atomic_write(plan, str(max(10, round(seconds / s))))
+    steps = int(plan.read_text())
+    if name == "ours": return [("EMA", compile_blocks(train_dit(folder, data, cfg, settings(steps), log_every=50)[0]))], steps * 64
+    state = unet_state(channels_of(name), steps).resume(folder/"train.state.safetensors"); fit(folder, state, train_unet(state, data, steps), steps, 128, max(1, min(20, steps // 5)))
+    candidates = [("live", state.modules["model"].state_dict()), *((f"EMA {d:g}", state.ema[k]) for k, d in EMAS.items())]
+    return [(what, load_weights(unet(channels_of(name)), w, folder.path).eval()) for what, w in candidates], steps * 128
+
+def channels_of(name: str) -> int: return dict(unet=128, unet_small=32)[name]
+
+def judged(name: str, candidates, data, judge, args) -> dict:
+    "FD and bits of the best of `candidates`, chosen by FD of a fifth of the samples; ours also with classes and guidance."
+    labels, null = balanced_labels(args.n), torch.full((args.n,), 10)
+    draw = lambda net, y, w=1.: sample(net, y, data.shape, args.steps, w, 10)[0]
+    net = min(candidates, key=lambda c: judge(draw(c[1], null[:args.n // 5]), labels[:args.n // 5]).fd) if len(candidates) > 1 else candidates[0]
+    out = dict(weights=net[0], fd=judge(draw(net[1], null), labels).fd, bits=bits(net[1], data, judge, args, 10)) | (dict(fd_guided=judge(draw(net[1], labels, 2.), labels).fd) if name == "ours" else {})
+    return out
+
+def bits(net, data, judge, args, null: int, until: float = .97):
+    "Bits per dimension as notebook 33 codes images, here without their labels."
+    known, some, gen = data.subset(evenly(len(data), args.bits)), judge.reference.subset(evenly(len(judge.ref), args.bits)), generator(0, 33)
+    t, y = torch.full((args.bits,), until), torch.full((args.bits,), null)
+    with torch.no_grad(): x_t = until * known.x + (1 - until) * torch.randn(known.x.shape, generator=gen); guess = (x_t + (1 - until) * net(x_t, t, y)).double()
+    scale = min(torch.logspace(-3, -1, 33).tolist(), key=lambda s: level_bits(known.u8, guess, s).sum())
+    return coded_bits(net, some.u8, 1 - (1 - until)**torch.linspace(0, 1, 21), scale, solver=Heun(), batch=16, y=y)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--minutes", type=float, default=15); p.add_argument("--n", type=int, default=500); p.add_argument("--steps", type=int, default=15); p.add_argument("--bits", type=int, default=32)
+    p.add_argument("--only", nargs="+", default=["ours", "unet_small", "unet"], choices=["ours", "unet_small", "unet"]); p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
+    args = p.parse_args(); torch.set_num_threads(1)
+    data, judge = load("cifar10", "train"), load_judge("cifar10")[0]
+    run = Run("unet_peer", args.out or "peers", minutes=args.minutes, n=args.n, steps=args.steps)
+    print(f"{args.minutes:g} minutes of one thread each, torch {torch.__version__}; {judge.extractor.metric(args.n)} with {args.steps} Euler steps, without classes and guidance unless said\n\n| contestant | images | weights | FD | bits/dim |\n|---|---|---|---|---|")
+    for name in args.only:
+        candidates, seen = trained(name, Run("unet_peer", run.profile, path=run/f"{name}_{args.minutes:g}"), data, 60 * args.minutes)
+        v, size = judged(name, candidates, data, judge, args), sum(q.numel() for q in candidates[0][1].parameters()); how = f"{size:,} parameters, {seen:,} images in {args.minutes:g} minutes of one thread, {v['weights']} weights"
+        print(f"| {name}, {size / 1e6:.1f} M | {seen:,} | {v['weights']} | {v['fd']:.1f}{' (guided, with classes: %.1f)' % v['fd_guided'] if 'fd_guided' in v else ''} | {v['bits'].value:.3f} ± {v['bits'].se:.3f} |", flush=True)
+        for k in ("fd", "fd_guided"):
+            if k in v: run.row(f"{name}_{k}", v[k], n=args.n, higher_is_better=False, note=f"{judge.extractor.metric(args.n)}, {args.steps} Euler steps, {'w=2 with classes' if k != 'fd' else 'no classes'}; {how}")
+        run.row(f"{name}_bits_per_dim", v["bits"].value, spread=v["bits"].se, n=args.bits, unit="bits", higher_is_better=False, note=f"test images without their labels, to t = 0.97, then a logistic; {how}"); run.row(f"{name}_images", seen, unit="images", note=how)
+    run.finish()
+    if args.out: atomic_write(project_root()/"reports"/args.out/"results"/"unet_peer.json", (run/"results.json").read_bytes())
+
+if __name__ == "__main__": main()
