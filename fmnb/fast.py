@@ -100,6 +100,21 @@ void relu2_back(const bf *u, bf *d, L n) {
   #pragma omp parallel for
   EACH(i, n) { float x = up(u[i]); x = x > 0 ? x : 0; d[i] = down(2 * x * up(d[i])); }
 }
+static inline float exp_(float x) {
+  float y = x * 1.44269504f, k = rintf(y < -126 ? -126 : y), f = (y < -126 ? -126 : y) - k;
+  union { int32_t i; float f; } u = {((int32_t)k + 127) << 23};
+  return u.f * (1 + f * (.693147181f + f * (.240226507f + f * (.0555041087f + f * (.00961812911f + f * (.00133335581f + f * .000154035304f))))));
+}
+void softmax(bf *s, L M, L N) {
+  #pragma omp parallel for
+  EACH(m, M) {
+    bf *S = s + m * N; float t[N], top = -INFINITY, sum = 0;
+    _Pragma("omp simd reduction(max:top)") EACH(i, N) { t[i] = up(S[i]); top = t[i] > top ? t[i] : top; }
+    ALL(i, N) { t[i] = exp_(t[i] - top); sum += t[i]; }
+    sum = 1 / sum;
+    ALL(i, N) S[i] = down(t[i] * sum);
+  }
+}
 void softmax_back(const bf *p, bf *d, L M, L N) {
   #pragma omp parallel for
   EACH(m, M) {
@@ -134,26 +149,26 @@ def call(name, *args):
 
 # %% ../nbs/64_fast.ipynb #fa000010
 class FastBlock(torch.autograd.Function):
-    "An adaLN-Zero block of notebook 30 on h (B, N, C) with its modulation `mod` (B, 6C), norm weights w (2, D) of queries and keys, rotary tables and four weight matrices; float32 in and out, products in bf16."
+    "An adaLN-Zero block of notebook 30 on h (B, N, C) with its modulation `mod` (B, 6C), norm weights w (2, D) of queries and keys, rotary tables and four weight matrices; float32 in and out, products in bf16. `keep`: what the backward needs; without it loops write over their input."
     @staticmethod
-    def forward(ctx, h, mod, w, cos, sin, qkv, proj, up, down, heads, eps):
+    def forward(ctx, h, mod, w, cos, sin, qkv, proj, up, down, heads, eps, keep=True):
         (B, N, C), D = h.shape, h.shape[-1] // heads
         b16 = lambda *shape: torch.empty(shape, dtype=torch.bfloat16)
         h, mod, (qkv, proj, up, down) = h.contiguous(), mod.contiguous(), [p.to(torch.bfloat16) for p in (qkv, proj, up, down)]
         s1, k1, g1, s2, k2, g2 = mod.chunk(6, -1)
-        x1, x2, r1, r2, r, h1, out, q_k_v = b16(B * N, C), b16(B * N, C), h.new_empty(B, N), h.new_empty(B, N), h.new_empty(B, N, 2, heads), torch.empty_like(h), torch.empty_like(h), b16(3, B, heads, N, D)
+        x1, x2, r1, r2, r, h1, out, q_k_v = b16(B * N, C), b16(B * N, C), h.new_empty(B, N), h.new_empty(B, N), h.new_empty(B, N, 2, heads), (h1 := torch.empty_like(h)), torch.empty_like(h) if keep else h1, b16(3, B, heads, N, D)
         call("norm", h, None, None, s1, k1, None, x1, r1, B, N, C, 6 * C, eps[0])
         y = x1 @ qkv.T
         call("heads", y, w, cos, sin, q_k_v, r, B, N, heads, D, eps[1], D ** -0.5)
         q, k, v = q_k_v
-        p = torch._softmax(q @ k.mT, -1, False)
+        p = q @ k.mT; call("softmax", p, B * heads * N, N)
         o = (p @ v).transpose(1, 2).reshape(B * N, C)
         a = o @ proj.T
         call("norm", h, a, g1, s2, k2, h1, x2, r2, B, N, C, 6 * C, eps[2])
-        u = x2 @ up.T; z = torch.empty_like(u); call("relu2", u, z, u.numel())
+        u = x2 @ up.T; z = torch.empty_like(u) if keep else u; call("relu2", u, z, u.numel())
         d = z @ down.T
         call("norm", h1, d, g2, None, None, out, None, None, B, N, C, 6 * C, 0.0)
-        ctx.save_for_backward(h, mod, w, cos, sin, qkv, proj, up, down, x1, r1, y, q_k_v, r, p, o, a, h1, x2, r2, u, z, d)
+        if keep: ctx.save_for_backward(h, mod, w, cos, sin, qkv, proj, up, down, x1, r1, y, q_k_v, r, p, o, a, h1, x2, r2, u, z, d)
         return out
 
 # %% ../nbs/64_fast.ipynb #fa000011
@@ -174,7 +189,7 @@ def fast_backward(ctx, dout):
     call("heads_back", dq, dk, dv, y, r, w, cos, sin, dy, dw, B, N, H, D, D ** -0.5)
     dx1 = dy @ qkv
     call("norm_back", dh1, dx1, h, r1, k1, None, None, dh, ds1, dk1, None, None, B, N, C, 6 * C)
-    return dh, dmod, dw.sum(0), None, None, grad(5, dy, x1), grad(6, da, o), grad(7, du, x2), grad(8, dd, z), None, None
+    return dh, dmod, dw.sum(0), None, None, grad(5, dy, x1), grad(6, da, o), grad(7, du, x2), grad(8, dd, z), None, None, None
 
 FastBlock.backward = staticmethod(torch.autograd.function.once_differentiable(fast_backward))
 
@@ -189,5 +204,5 @@ def fast(block, otherwise):
         bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if not bf16 or h.device.type != "cpu" or h.dtype != torch.float32 or rope is None: return otherwise(h, c, rope)
         return FastBlock.apply(h, block.ada(c).float(), torch.stack([attn.q_norm.weight, attn.k_norm.weight]).float(), *rope,
-                               attn.qkv.weight, attn.proj.weight, mlp.up.weight, mlp.down.weight, attn.heads, (block.norm.eps, attn.q_norm.eps, block.mlp_norm.eps))
+                               attn.qkv.weight, attn.proj.weight, mlp.up.weight, mlp.down.weight, attn.heads, (block.norm.eps, attn.q_norm.eps, block.mlp_norm.eps), torch.is_grad_enabled())
     return run

@@ -54,7 +54,8 @@ def heads(b, B, N, H, D):
 def softmax(b, B, N, H, D):
     z, d = b.randn(B * H, N, N), b.randn(B * H, N, N, dtype=BF); p = z.softmax(-1).to(BF)
     got = b.room(B * H, N, N, dtype=BF); got.copy_(d); call("softmax_back", p, got, B * H * N, N)
-    p, d = p.double(), d.double(); return [(got, p * (d - (p * d).sum(-1, keepdim=True)))]
+    far = 20 * b.randn(B * H, N, N, dtype=BF); own = b.room(B * H, N, N, dtype=BF); own.copy_(far); call("softmax", own, B * H * N, N)                  # rows that are decided by one number, too
+    p, d = p.double(), d.double(); return [(got, p * (d - (p * d).sum(-1, keepdim=True))), (own, far.double().softmax(-1))]
 
 LOOPS = {f"norm {name}": lambda b, *s, gated=g, normed=n: norm(b, *s, gated, normed) for name, g, n in (("alone", False, True), ("behind a gate", True, True), ("left out", True, False))} | dict(heads=heads, softmax=softmax)
 
