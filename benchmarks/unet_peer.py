@@ -1,6 +1,6 @@
 """Does the transformer learn faster than torchcfm's CIFAR-10 U-Net when both get the same processor time?
 
-    FMNB_DATA_DIR=... python benchmarks/unet_peer.py [--minutes 15] [--n 500] [--steps 15] [--only ours unet unet_small] [--out cifar10]
+    FMNB_DATA_DIR=... python benchmarks/unet_peer.py [--minutes 10] [--n 500] [--steps 15] [--only ours unet unet_small] [--out cifar10]
 
 Three trainings, one after the other, each for the same processor seconds of one thread (so that other work on the machine takes nothing from anybody), interrupted at will and resumed by the same command: `ours`, the transformer and recipe of profile
 cifar10; `unet`, torchcfm's example for CIFAR-10 (35.7 M parameters, dropout 0.1, flips, independent coupling, Adam 2e-4, clip 1), in bf16 and channels-last as it is fastest here; `unet_small`, the same with a quarter of the channels, which costs about
@@ -82,7 +82,7 @@ def bits(net, data, judge, args, null: int, until: float = .97):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--minutes", type=float, default=15); p.add_argument("--n", type=int, default=500); p.add_argument("--steps", type=int, default=15); p.add_argument("--bits", type=int, default=32)
+    p.add_argument("--minutes", type=float, default=10); p.add_argument("--n", type=int, default=500); p.add_argument("--steps", type=int, default=15); p.add_argument("--bits", type=int, default=32)
     p.add_argument("--only", nargs="+", default=["ours", "unet_small", "unet"], choices=["ours", "unet_small", "unet"]); p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
     args = p.parse_args(); torch.set_num_threads(1)
     data, judge = load("cifar10", "train"), load_judge("cifar10")[0]
