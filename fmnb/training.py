@@ -140,7 +140,8 @@ def resume(self: State, path) -> "State":
         raise UserError(f"the checkpoint {path} was made with {diff[0]}={before.get(diff[0])}, now it is {now.get(diff[0])}; "
                         "go back to that setting to resume, or start anew with --force")
     if wrong := self.misfits(tensors): raise UserError(f"the checkpoint {path} was made by other code: {len(wrong)} of its tensors do not fit, first {wrong[0]}; go back to that code to resume, or start anew with --force")
-    if meta.get("code", training_code()) != training_code(): print(f"{path} was made by other code of the training, {meta['code']} and not {training_code()}; it goes on from step {meta['step']}, or anew with --force")
+    total = self.settings.get("steps", self.settings.get("updates", meta["step"] + 1))
+    if meta.get("code", training_code()) != training_code() and meta["step"] < total: print(f"{path} was made by other code of the training, {meta['code']} and not {training_code()}; it goes on from step {meta['step']}, or anew with --force")
     part = lambda prefix: {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     for k, m in self.modules.items(): load_weights(m, part(f"model.{k}."), path)
     for k, own in self.ema.items(): self.ema[k] = {n: v.to(own[n].device) for n, v in part(f"ema.{k}.").items()}
