@@ -15,7 +15,7 @@ from .evaluation import balanced_labels, sample
 from .published import PAPER
 from .scaling import held_out_loss
 from .single_stream import S3Config, load_s3
-from .training import TrainConfig, train_dit
+from .training import TrainConfig, seconds_of, train_dit
 
 # %% ../nbs/44_training_choices.ipynb #trc00007
 @dataclass
@@ -68,7 +68,7 @@ def unit(r: Recipe, s: int, run: Run, base: DiTConfig, data, held, judge, p: dic
     if p["compile"]: compile_blocks(model)
     labels = balanced_labels(p["n_fd"], cfg.num_classes)
     x, _ = sample(model, labels, data.shape, p["sample_steps"], p["w"], cfg.num_classes, seed=s)
-    scores, seconds = judge(x, labels), sum((b["step"] - a["step"]) * tc.batch / b["img_s"] for a, b in zip([dict(step=0), *log], log))
+    scores, seconds = judge(x, labels), seconds_of(log, tc.batch)
     out = dict(name=r.name, group=r.group, seed=s, steps=tc.steps, seconds=seconds, parameters=sum(q.numel() for q in model.parameters()), loss=held_out_loss(model, held), fd=scores.fd, kd=scores.kd, recall=scores.recall, accuracy=scores.accuracy)
     atomic_write(known, json.dumps(out))
     return out

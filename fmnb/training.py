@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'training_code', 'lr_scale', 'fm_loss', 't_bins',
            'processes', 'shares', 'gather', 'add_up', 'sharded', 'unsharded', 'shard', 'NonFinite', 'guard', 'train',
-           'matmul_rate', 'measured_peak', 'means', 'fit', 'train_dit', 'images_seen', 'train_state', 'snapshots',
-           'recompute_blocks', 'to_tensorboard']
+           'matmul_rate', 'measured_peak', 'means', 'fit', 'train_dit', 'seconds_of', 'images_seen', 'train_state',
+           'snapshots', 'recompute_blocks', 'to_tensorboard']
 
 # %% ../nbs/31_training.ipynb #e6da076b
 import hashlib, json, math, os, time
@@ -336,6 +336,10 @@ def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, 
     for name, tensors in files.items() if processes()[0] == 0 else (): save_dit(run/f"{name}.safetensors", model, tensors, step=state.step, images_seen=seen)
     if processes()[1] > 1: torch.distributed.barrier()
     return load_weights(model_cfg.build(), load_tensors(run/"ema.safetensors")[0], run/"ema.safetensors").eval().to(device), records
+
+def seconds_of(log: list, batch: int) -> float:
+    "How long the training of a log took, interrupted or not, from the rates of its records."
+    return sum((b["step"] - a["step"]) * batch / b["img_s"] for a, b in zip([dict(step=0), *log], log))
 
 def images_seen(path) -> int:
     "How many images the weights in the file `path` have been trained on, its own start included; 0 for None."
