@@ -193,7 +193,7 @@ HEADLINES = {
     "40_dmd": "decoupled_4nfe_judge_accuracy decoupled_4nfe_fd dmd2_4nfe_fd teacher_4nfe_fd fd_ratio_to_teacher speedup",
     "41_dmdr": "dmdr_4nfe_judge_accuracy dmdr_4nfe_fd dmdr_4nfe_reward",
     "43_distillation_choices": "claims_hold claims_fail hybrid_fd coupled_fd dm_only_fd ca_only_fd steps_1_fd euler_2_fd",
-    "44_training_choices": "best_recipe_loss_gain base_loss paper_loss single_stream_loss adamw_loss",
+    "44_training_choices": "paper_fd_minus_base single_stream_fd_minus_base adamw_fd_minus_base uniform_time_fd_minus_base narrower_fd_minus_base",
     "50_caching": "best_speedup_at_2pct_fd fewer_steps_speedup_at_2pct_fd attention_only_speedup trunk_2_speedup trunk_2_error steps_25_error chain_speedup",
     "51_cache_benchmark": "best_speedup_at_2pct_fd fewer_steps_speedup_at_2pct_fd latency_gain_at_equal_fd attention_only_speedup fidelity_gain_db",
     "52_acceleration_chain": "chain_speedup chain_fd chain_speedup_without_distillation cache_in_chain_speedup"}
