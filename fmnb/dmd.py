@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEACHER_ROWS', 'DMDConfig', 'DMDOptions', 'Aids', 'check_aids', 'teacher_pairs', 'Discriminator', 'last_tokens',
            'distill_state', 'critic_velocity', 'teacher_velocity', 'critic_step', 'distill', 'directions',
-           'other_terms', 'student_step', 'distill_dit', 'sample_student', 'many_steps', 'as_row', 'Generator',
-           'load_generator']
+           'other_terms', 'descend', 'student_step', 'distill_dit', 'sample_student', 'many_steps', 'as_row',
+           'Generator', 'load_generator']
 
 # %% ../nbs/40_dmd.ipynb #e58ce068
 import contextlib, json
@@ -212,17 +212,23 @@ def other_terms(state, x, y, cfg, aids, own) -> dict:
     return out
 
 # %% ../nbs/40_dmd.ipynb #a0d10007
-def student_step(state, teacher, x_t, t, y, cfg, gen, extra_loss=None, aids: Aids = Aids(), own=None, null=None) -> dict:
-    "One update of the student at its own inputs (x_t, t); returns the loss, its gradient's norm, its terms and the `monitors`."
+def descend(state, cfg, loss, t) -> float:
+    "One step of the student's optimizer down `loss`, at the rate of this update; returns the gradient's norm."
     student, opt = state.modules["student"], state.optimizers["student"]
-    with autocast(x_t.device): x = x1_from(student, x_t, t, y); dm, ca = directions(state, teacher, x.detach(), t, y, cfg, gen, aids, null)
-    loss, terms, watch = proxy_loss(x, dm + ca) / x[0].numel(), other_terms(state, x, y, cfg, aids, own), {}
-    loss = loss + sum(terms.values())
-    if extra_loss is not None: extra, watch = extra_loss(x, y, state.step); loss = loss + extra
     opt.zero_grad(set_to_none=True); loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), cfg.clip).item(); guard(loss.item(), norm, state.step, t)
     for g in opt.param_groups: g["lr"] = cfg.lr * lr_scale(state.step - cfg.warmup, cfg.updates - cfg.warmup, cfg.lr_warmup, cfg.decay)
     opt.step()
+    return norm
+
+def student_step(state, teacher, x_t, t, y, cfg, gen, extra_loss=None, aids: Aids = Aids(), own=None, null=None) -> dict:
+    "One update of the student at its own inputs (x_t, t); returns the loss, its gradient's norm, its terms and the `monitors`."
+    student = state.modules["student"]
+    with autocast(x_t.device): x = x1_from(student, x_t, t, y); dm, ca = directions(state, teacher, x.detach(), t, y, cfg, gen, aids, null)
+    loss, terms, watch = proxy_loss(x, dm + ca) / x[0].numel(), other_terms(state, x, y, cfg, aids, own), {}
+    loss = loss + sum(terms.values())
+    if extra_loss is not None: extra, watch = extra_loss(x, y, state.step); loss = loss + extra
+    norm = descend(state, cfg, loss, t)
     with torch.no_grad(): f = None if aids.features is None else aids.features(x.detach().clamp(-1, 1))
     return dict(loss=loss.item(), norm=norm) | {k: v.item() for k, v in terms.items()} | monitors(x.detach(), dm, ca, f, aids.reference) | watch
 

@@ -149,14 +149,15 @@ def call(name, *args):
 
 # %% ../nbs/64_fast.ipynb #fa000010
 class FastBlock(torch.autograd.Function):
-    "An adaLN-Zero block of notebook 30 on h (B, N, C) with its modulation `mod` (B, 6C), norm weights w (2, D) of queries and keys, rotary tables and four weight matrices; float32 in and out, products in bf16. `keep`: what the backward needs; without it loops write over their input."
+    "An adaLN-Zero block of notebook 30 on h (B, N, C) with its modulation `mod` (B, 6C), norm weights w (2, D) of queries and keys, rotary tables and four weight matrices; float32 in and out, products in bf16. `keep`: what the backward needs; without it loops write in place."
     @staticmethod
     def forward(ctx, h, mod, w, cos, sin, qkv, proj, up, down, heads, eps, keep=True):
         (B, N, C), D = h.shape, h.shape[-1] // heads
         b16 = lambda *shape: torch.empty(shape, dtype=torch.bfloat16)
         h, mod, (qkv, proj, up, down) = h.contiguous(), mod.contiguous(), [p.to(torch.bfloat16) for p in (qkv, proj, up, down)]
         s1, k1, g1, s2, k2, g2 = mod.chunk(6, -1)
-        x1, x2, r1, r2, r, h1, out, q_k_v = b16(B * N, C), b16(B * N, C), h.new_empty(B, N), h.new_empty(B, N), h.new_empty(B, N, 2, heads), (h1 := torch.empty_like(h)), torch.empty_like(h) if keep else h1, b16(3, B, heads, N, D)
+        x1, x2, r1, r2, r, h1, q_k_v = b16(B * N, C), b16(B * N, C), h.new_empty(B, N), h.new_empty(B, N), h.new_empty(B, N, 2, heads), torch.empty_like(h), b16(3, B, heads, N, D)
+        out = torch.empty_like(h) if keep else h1
         call("norm", h, None, None, s1, k1, None, x1, r1, B, N, C, 6 * C, eps[0])
         y = x1 @ qkv.T
         call("heads", y, w, cos, sin, q_k_v, r, B, N, heads, D, eps[1], D ** -0.5)
