@@ -22,8 +22,8 @@ from .solvers import Euler, Heun, Solver, uniform_grid
 # %% ../nbs/51_cache_benchmark.ipynb #cb510007
 @dataclass(frozen=True)
 class Point:
-    "One way to sample: `strategy` at `level`, with the rules that `rules(round)` makes (None: no session at all) in `steps` steps (0: as many as the uncached sampler) of `solver`. `family` groups strategies in figures; `model` names a network."
-    strategy: str; level: float; family: str; rules: Callable | None = None; steps: int = 0; solver: type[Solver] = Euler; joint: bool = True; model: str = "teacher"
+    "One way to sample: `strategy` at `level`, with the rules that `rules(round)` makes (None: no session at all) in `steps` steps (0: as many as the uncached sampler) of `solver`. `grid`: times in place of as many even steps; `family` groups strategies in figures; `model` names a network."
+    strategy: str; level: float; family: str; rules: Callable | None = None; steps: int = 0; solver: type[Solver] = Euler; joint: bool = True; model: str = "teacher"; grid: tuple = ()
     @property
     def name(self): return f"{self.model}|{self.strategy}|{self.level:g}"
 
@@ -57,7 +57,7 @@ def ssim(a, b, size: int = 11, sigma: float = 1.5) -> float:
 @torch.no_grad()
 def sample_once(model, p: Point, x0, y, w: float, null: int, steps: int, r: int = 0, gen=None) -> tuple:
     "The states (steps + 1 tensors) of one run of a point on the noise `x0`, and a dict of what it cost. Networks run in the machine's precision (`core.autocast`)."
-    ts = uniform_grid(p.steps or steps); session = None if p.rules is None else Session(p.rules(r), ts)
+    ts = torch.tensor(p.grid) if p.grid else uniform_grid(p.steps or steps); session = None if p.rules is None else Session(p.rules(r), ts)
     velocity, solver, states = Guided(model if session is None else Cached(model, session), w, null, joint=p.joint), p.solver(), []
     def callback(i, t, x):
         if session is not None: session.step(i, t, x)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Recorder', 'Calibration', 'key_of', 'run', 'check_seen', 'calibrate', 'smooth_masks', 'distance', 'measure_gaps',
-           'search', 'climb', 'check_key', 'save_calibration', 'load_calibration', 'calibrate_cli']
+           'search', 'even', 'climb', 'searched_grid', 'check_key', 'save_calibration', 'load_calibration',
+           'calibrate_cli']
 
 # %% ../nbs/49_calibration.ipynb #c1d34c6f
-import argparse, json, math
+import argparse, itertools, json, math
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -126,18 +127,33 @@ def search(gaps: list, computed: int, worst: bool = False) -> tuple:
     return tuple(int(i in min(ends, key=rank)[2]) for i in range(n))
 
 # %% ../nbs/49_calibration.ipynb #0065a0ee
-def climb(mask, error, rounds: int = 10) -> tuple:
-    "Move computed steps of `mask`, one place at a time, while `error(mask)` falls, in at most `rounds` sweeps."
-    mask, best = tuple(mask), error(tuple(mask))
+def even(computed: int, n: int) -> tuple:
+    "The mask of `n` steps with `computed` computed ones, as evenly spread as whole steps allow."
+    return tuple(int(i in {round(k * n / computed) for k in range(computed)}) for i in range(n))
+
+def climb(mask, error, rounds: int = 10, tails: bool = False) -> tuple:
+    "Move computed steps of `mask`, one place at a time, while `error(mask)` falls, in at most `rounds` sweeps; with `tails` also each together with all that follow it."
+    n, mask, best = len(mask), tuple(mask), error(tuple(mask))
     for _ in range(rounds):
         before = best
-        for i, d in ((i, d) for i in range(1, len(mask)) for d in (-1, 1)):
-            j = i + d
-            if not (mask[i] and 0 < j < len(mask) and not mask[j]): continue
-            new = tuple(mask[{i: j, j: i}.get(k, k)] for k in range(len(mask)))
+        for i, d, tail in itertools.product(range(1, n), (-1, 1), (False, True)[:1 + tails]):
+            if not mask[i]: continue
+            old = [k for k in range(n) if mask[k]]; at = {k + d * (k == i or tail and k > i) for k in old}
+            if len(at) < len(old) or max(at) >= n or 0 not in at: continue
+            new = tuple(int(k in at) for k in range(n))
             if (e := error(new)) < best: mask, best = new, e
         if best == before: break
     return mask
+
+# %% ../nbs/49_calibration.ipynb #49grid01
+@torch.no_grad()
+def searched_grid(solver, velocity, x, ts, n: int, rounds: int = 10, **cond):
+    "`n` steps (n + 1 of the times `ts`, both ends among them) with which `solver` ends nearest to where all of `ts` take it from the noise `x` (B, ...): `climb` from evenly spread ones."
+    if not 1 <= n < len(ts): raise UserError(f"a grid of {n} steps cannot be chosen from {len(ts) - 1}; ask for at least 1 and at most as many")
+    grid = lambda mask: ts[torch.tensor((*mask, 1)) > 0]
+    end = lambda times: solver(velocity, x, times, **cond)
+    full = end(ts)
+    return grid(climb(even(n, len(ts) - 1), lambda mask: distance(end(grid(mask)), full), rounds, tails=True))
 
 # %% ../nbs/49_calibration.ipynb #a3e03542
 def check_key(cal: Calibration, model, ts, w: float):
