@@ -201,9 +201,16 @@ def fast(block, otherwise):
     plain = all(p is None for p in (attn.qkv.bias, attn.proj.bias, mlp.up.bias, mlp.down.bias))
     known = plain and attn.q_norm is not None and mlp.act == "relu2" and all(isinstance(n, torch.nn.RMSNorm) for n in (block.norm, block.mlp_norm))
     if not known or kernels() is None: return otherwise
+    kept = {}
+    def narrow(name, p):
+        "The weight `p` in bf16, from the last call if it has not changed since: same memory, torch's count of changes, and, as changes through `.data` are not counted, some of its numbers."
+        if torch.is_grad_enabled() or p.is_inference(): return p
+        mark = p.data_ptr(), p._version, p.flatten()[::max(1, p.numel() // 61)].tolist()
+        if name not in kept or kept[name][0] != mark: kept[name] = mark, p.to(torch.bfloat16)
+        return kept[name][1]
     def run(h, c, rope):
         bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if not bf16 or h.device.type != "cpu" or h.dtype != torch.float32 or rope is None: return otherwise(h, c, rope)
         return FastBlock.apply(h, block.ada(c).float(), torch.stack([attn.q_norm.weight, attn.k_norm.weight]).float(), *rope,
-                               attn.qkv.weight, attn.proj.weight, mlp.up.weight, mlp.down.weight, attn.heads, (block.norm.eps, attn.q_norm.eps, block.mlp_norm.eps), torch.is_grad_enabled())
+                               *(narrow(name, m.weight) for name, m in dict(qkv=attn.qkv, proj=attn.proj, up=mlp.up, down=mlp.down).items()), attn.heads, (block.norm.eps, attn.q_norm.eps, block.mlp_norm.eps), torch.is_grad_enabled())
     return run
