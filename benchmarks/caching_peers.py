@@ -1,17 +1,18 @@
 """Do the caches of other libraries give the same images from the same weights, and how fast? diffusers' hooks and cache-dit (where it is installed) on a `DiTTransformer2DModel`, ours on the `DiT` that it was made of.
 
-    python benchmarks/caching_peers.py [--batch 20] [--steps 50] [--repeats 5] [--train 150] [--width 96] [--threads 1]
+    python benchmarks/caching_peers.py [--batch 20] [--steps 50] [--repeats 5] [--train 150] [--width 96] [--threads 1] [--out caching]
 
 A DiT with the paper's switches is trained for some steps on digits, so that its features move as a network's do, and exported with `to_diffusers_dit`. Every rule is run by both with guidance in one batch, in turns. Columns: speed-up over
-the library's own uncached sampler (median of the repeats, seconds of the processor), relative distance to the uncached images, and the largest difference between the two libraries' images. What cannot be attached is listed with its error."""
-import argparse, copy, importlib.metadata, statistics, time
+the library's own uncached sampler (median of the repeats, seconds of the processor), relative distance to the uncached images, and the largest difference between the two libraries' images. Some of our own caches stand
+beside them without a partner: for every point of theirs, how near do we come in as little time? What cannot be attached is listed with its error. With `--out profile` the numbers go to reports/<profile>/results/caching_peers.json."""
+import argparse, copy, importlib.metadata, re, statistics, time
 from contextlib import contextmanager
 import torch
 from diffusers import hooks
 from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 from fmnb.caching import Cached, Rule, Session
 from fmnb.calibration import calibrate, distance
-from fmnb.core import generator, seed_everything
+from fmnb.core import Run, atomic_write, generator, project_root, seed_everything
 from fmnb.data import batch_indices, load
 from fmnb.dit import DiT
 from fmnb.evaluation import balanced_labels
@@ -93,28 +94,42 @@ def refusals(velocity, run):
         except Exception as e: out[name] = f"{type(e).__name__}: {' '.join(str(e).split())[:220]}"
     return out
 
+OWN = {"trunk, a line, every 2": preset("newton", every=2, order=1), "trunk, a line, every 3": preset("newton", every=3, order=1), "trunk, a line, every 5": preset("newton", every=5, order=1), "TaylorSeer-lite every 2": preset("taylorseer_lite", every=2), "TaylorSeer-lite every 4": preset("taylorseer_lite", every=4)}
+
 @torch.no_grad()
-def compare(net, batch, steps, repeats):
+def compare(net, batch, steps, repeats, run):
     x0, y, ts = torch.randn(batch, 1, 28, 28, generator=generator(3)), balanced_labels(batch), uniform_grid(steps)
     velocity = Theirs(to_diffusers_dit(net)); cal = calibrate(net, torch.randn(4, 1, 28, 28, generator=generator(4)), ts, sites=("trunk",), w=W, null=NULL, y=balanced_labels(4))
-    field = {"uncached": (lambda m: None, [])} | cases(net, velocity, cal, steps); seen = {k: [] for k in field}
+    field = {"uncached": (lambda m: None, [])} | cases(net, velocity, cal, steps); seen, own = {k: [] for k in field}, {k: [] for k in OWN}
     for _ in range(repeats):
         for k, (attach, rules) in field.items():
             a, mine = run_ours(net, rules, x0, y, ts); b, theirs = run_theirs(velocity, attach, x0, y, ts); seen[k].append((mine, theirs, a, b))
-    median = {k: [statistics.median(r[j] for r in rs) for j in (0, 1)] for k, rs in seen.items()}; full = seen["uncached"][0][2:]
+        for k, rules in OWN.items(): own[k].append(run_ours(net, rules, x0, y, ts))
+    median, full, slug = {k: [statistics.median(r[j] for r in rs) for j in (0, 1)] for k, rs in seen.items()}, seen["uncached"][0][2:], lambda k: re.sub(r"[ .,]+", "_", k.lower())
+    note = f"{batch} samples, {steps} guided steps, median of {repeats} turns, processor seconds; error: relative distance to the library's own uncached images"
+    ours = {k: (median[k][0], distance(rs[0][2], full[0])) for k, rs in seen.items()} | {k: (statistics.median(t for _, t in rs), distance(rs[0][0], full[0])) for k, rs in own.items()}
+    theirs = {k: (median[k][1], distance(rs[0][3], full[1])) for k, rs in seen.items()}
     print(f"\n| rule | ours, x | theirs, x | ours / theirs in time | error ours | error theirs | largest difference |\n|---|---|---|---|---|---|---|")
-    for k, rs in seen.items():
-        (a, b), (mine, theirs) = rs[0][2:], median[k]
-        print(f"| {k} | {median['uncached'][0] / mine:.2f} | {median['uncached'][1] / theirs:.2f} | {mine / theirs:.2f} | {distance(a, full[0]):.4f} | {distance(b, full[1]):.4f} | {(a - b).abs().max().item():.1e} |")
-    print("\nNot compared:")
-    for k, why in refusals(velocity, lambda attach: run_theirs(velocity, attach, x0[:2], y[:2], uniform_grid(4))).items(): print(f"- {k}: {why}")
+    for k, (s, e) in ours.items():
+        run.row(f"{slug(k)}_ours_seconds", s, n=batch, unit="s", higher_is_better=False, note=note); run.row(f"{slug(k)}_ours_error", e, n=batch, higher_is_better=False, note=note)
+        if k not in theirs: print(f"| {k} | {median['uncached'][0] / s:.2f} | | | {e:.4f} | | |"); continue
+        (a, b), (t, f) = seen[k][0][2:], theirs[k]; gap = (a - b).abs().max().item()
+        run.row(f"{slug(k)}_theirs_seconds", t, n=batch, unit="s", higher_is_better=False, note=note); run.row(f"{slug(k)}_theirs_error", f, n=batch, higher_is_better=False, note=note); run.row(f"{slug(k)}_difference", gap, n=batch, higher_is_better=False, note="largest difference between both libraries' images")
+        print(f"| {k} | {median['uncached'][0] / s:.2f} | {median['uncached'][1] / t:.2f} | {s / t:.2f} | {e:.4f} | {f:.4f} | {gap:.1e} |")
+    ahead = {k: min((e for s, e in ours.values() if s <= t), default=float("inf")) <= f + 1e-6 for k, (t, f) in theirs.items()}
+    run.row("points_at_or_ahead", sum(ahead.values()) / len(ahead), n=len(ahead), higher_is_better=True, note="share of the other libraries' points that a cache of ours reaches or beats in error in no more time" + ("" if all(ahead.values()) else "; not " + ", ".join(k for k, v in ahead.items() if not v)))
+    print(f"\nAt or ahead of theirs in no more time: {sum(ahead.values())} of {len(ahead)}{'' if all(ahead.values()) else '; not ' + ', '.join(k for k, v in ahead.items() if not v)}\n\nNot compared:")
+    for k, why in refusals(velocity, lambda attach: run_theirs(velocity, attach, x0[:2], y[:2], uniform_grid(4))).items(): print(f"- {k}: {why}"); run.row(f"not_compared_{slug(k)}", 1, note=why)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(batch=20, steps=50, repeats=5, train=150, width=96, threads=1).items(): p.add_argument(f"--{name}", type=int, default=default)
+    p.add_argument("--out", default="", help="a profile, such as caching: the numbers are published in its report")
     a = p.parse_args(); torch.set_num_threads(a.threads)
     version = lambda n: next((d.version for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").replace("_", "-") == n), "not installed")
     print(f"{a.batch} samples, {a.steps} guided Euler steps, {a.repeats} turns, {a.threads} thread(s); torch {torch.__version__}, diffusers {version('diffusers')}, cache-dit {version('cache-dit')}")
-    compare(trained(a.width, a.train), a.batch, a.steps, a.repeats)
+    run = Run("caching_peers", a.out or "peers", **{k: getattr(a, k) for k in ("batch", "steps", "repeats", "train", "width", "threads")}, diffusers=version("diffusers"), cache_dit=version("cache-dit"))
+    compare(trained(a.width, a.train), a.batch, a.steps, a.repeats, run); run.finish()
+    if a.out: atomic_write(project_root()/"reports"/a.out/"results"/"caching_peers.json", (run/"results.json").read_bytes())
 
 if __name__ == "__main__": main()
