@@ -12,8 +12,7 @@ from fmnb.core import Run, autocast, atomic_write, generator, load_weights, proj
 from fmnb.data import batch_indices, load
 from fmnb.dit import DiTConfig, compile_blocks
 from fmnb.evaluation import balanced_labels, evenly, load_judge, sample
-from fmnb.likelihood import coded_bits, level_bits
-from fmnb.solvers import Heun
+from fmnb.likelihood import image_bits
 from fmnb.training import State, TrainConfig, fit, guard, train, train_dit, train_state
 
 CPU, EMAS = torch.device("cpu"), {"model": .9999, "model@0.99": .99, "model@0.95": .95}
@@ -74,11 +73,7 @@ def judged(name: str, candidates, data, judge, args) -> dict:
 
 def bits(net, data, judge, args, null: int, until: float = .97):
     "Bits per dimension as notebook 33 codes images, here without their labels."
-    known, some, gen = data.subset(evenly(len(data), args.bits)), judge.reference.subset(evenly(len(judge.ref), args.bits)), generator(0, 33)
-    t, y = torch.full((args.bits,), until), torch.full((args.bits,), null)
-    with torch.no_grad(): x_t = until * known.x + (1 - until) * torch.randn(known.x.shape, generator=gen); guess = (x_t + (1 - until) * net(x_t, t, y)).double()
-    scale = min(torch.logspace(-3, -1, 33).tolist(), key=lambda s: level_bits(known.u8, guess, s).sum())
-    return coded_bits(net, some.u8, 1 - (1 - until)**torch.linspace(0, 1, 21), scale, solver=Heun(), batch=16, y=y)
+    return image_bits(net, *(some.subset(evenly(len(some), args.bits)) for some in (data, judge.reference)), until, batch=16, label=null)[0]
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

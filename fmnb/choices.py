@@ -21,11 +21,12 @@ from .dmd import Aids, DMDOptions, descend, distill, distill_state, sample_stude
 from .dmdr import class_log_prob, dpo, grpo, refl
 from .evaluation import balanced_labels, evenly, features, load_judge, sample
 from .guidance import Guided
+from .likelihood import image_bits
 from .matching import renoise, student_times, x1_from
 from .paths import bcast
 from .rewards import merge_lora, sample_chain
 from .solvers import AB2, DPMSolver2M, Euler, HeunEDM
-from .training import State, fit
+from .training import State, fit, images_seen
 
 # %% ../nbs/43_distillation_choices.ipynb #c43a0008
 @dataclass
@@ -129,7 +130,7 @@ class Bench:
         self.labels = balanced_labels(settings["n_eval"], c.num_classes)
         few = self.judge.reference.x[evenly(len(self.judge.reference), 200)]
         self.aids = Aids(self.data, features=lambda x: features(self.judge.net, x.cpu())[0], reference=features(self.judge.net, few)[0])
-        self.made_of = digest(self.weights)
+        self.made_of, self.seen = digest(self.weights), images_seen(core.stage_dir("33_scaled_dit", profile)/"ema.safetensors")
 
     def key(self, what: dict, seed: int) -> str:
         "Changes with everything that a unit depends on, its code excepted."
@@ -229,7 +230,9 @@ def unit(bench: Bench, c: Choice, seed: int) -> dict:
     save_tensors(folder/"samples.safetensors", dict(x=x[:10]))
     (sub/"distill.state.safetensors").unlink(missing_ok=True); bench.teacher.load_state_dict(bench.weights)
     cost = cfg.warmup * forwards(cfg, c.rl)[0] + (cfg.updates - cfg.warmup) * forwards(cfg, c.rl)[1] if "road" not in c.options else cfg.updates * ROADS[c.options["road"]]
-    return write_unit(bench, asdict(c), seed, scores(bench, x, cfg.n_steps) | dict(updates=cfg.updates, forwards=cost * cfg.batch, log=log), start)
+    some = lambda images: images.subset(evenly(len(images), 32))
+    flow = dict(bits=image_bits(student, some(bench.data), some(bench.judge.reference), batch=cfg.batch)[0].value) if c.options.get("road") == "reflow" else {}
+    return write_unit(bench, asdict(c), seed, scores(bench, x, cfg.n_steps) | flow | dict(updates=cfg.updates, forwards=cost * cfg.batch, log=log), start)
 
 def wanted(bench: Bench, groups: list, seeds: int) -> dict:
     "`{key: make}` of the units of `groups`, in order. The base row, which others start from and are compared with, is always among them."

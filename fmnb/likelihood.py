@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['STORED', 'random_signs', 'divergence', 'log_likelihood', 'standard_error', 'dequantize', 'importance_bound',
-           'BitsPerDim', 'bits_per_dim', 'level_bits', 'coded_bits']
+           'BitsPerDim', 'bits_per_dim', 'level_bits', 'coded_bits', 'image_bits']
 
 # %% ../nbs/25_likelihood.ipynb #4896b15b
 import math
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .core import UserError, generator
-from .solvers import RK4, Solver
+from .core import UserError, device, generator
+from .solvers import RK4, Heun, Solver
 
 # %% ../nbs/25_likelihood.ipynb #dec3812d
 def random_signs(n: int, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -138,3 +138,15 @@ def coded_bits(velocity, u8: Tensor, ts: Tensor, s: float, probes: int = 1, cdf=
     bits = torch.cat(found).cpu() / D
     probe_se = standard_error(bits[:, 1:]).pow(2).sum().sqrt().item() / N if probes else 0.0
     return BitsPerDim(bits[:, 0].mean().item(), standard_error(bits[:, 0]).item(), probe_se, bits[:, 0])
+
+# %% ../nbs/25_likelihood.ipynb #25cod005
+def image_bits(velocity, known, test, until: float = .97, steps: int = 20, batch: int = 64, seed: int = 0, label: int | None = None) -> tuple[BitsPerDim, float]:
+    """`coded_bits` of the images of `test` (an `ImageSet`) given their labels, or all given `label`, and the scale of the logistic, of 33 the one that codes the images of `known`, another set, best.
+
+    The flow goes to t = `until` in `steps` Heun steps that are equal in log(1 - t)."""
+    given = lambda some: (some.y if label is None else torch.full_like(some.y, label)).to(device())
+    x_t, t = (until * known.x + (1 - until) * torch.randn(known.x.shape, generator=generator(seed, 33))).to(device()), torch.full((len(known),), until, device=device())
+    with torch.no_grad(): guess = (x_t + (1 - until) * velocity(x_t, t, y=given(known))).double().cpu()
+    scale = min(torch.logspace(-3, -1, 33).tolist(), key=lambda s: level_bits(known.u8, guess, s).sum())
+    grid = 1 - (1 - until)**torch.linspace(0, 1, steps + 1)
+    return coded_bits(velocity, test.u8.to(device()), grid, scale, solver=Heun(), batch=batch, seed=seed, y=given(test)), scale
