@@ -154,7 +154,7 @@ def baselines(bench: Bench) -> dict:
     "`{name: draw(seed) -> (images, NFE)}`: the teacher by four solvers at few steps, guided and not, and its weights called as a student."
     draw = lambda steps, w, solver: lambda seed: sample(bench.teacher, bench.labels, bench.shape, steps, w, bench.null, seed, solver(), bench.settings["batch"])
     raw = lambda n: lambda seed: (sample_student(bench.teacher, bench.labels, n, seed, bench.settings["batch"]), n)
-    out = {f"euler_{n}": draw(n, bench.w, Euler) for n in (1, 2, 4, 8)} | {f"heun_edm_{n}": draw(n, bench.w, HeunEDM) for n in (2, 3, 4)} | {f"ab2_{n}": draw(n, bench.w, AB2) for n in (3, 7)}
+    out = {f"euler_{n}": draw(n, bench.w, Euler) for n in (1, 2, 4, 8, 50)} | {f"heun_edm_{n}": draw(n, bench.w, HeunEDM) for n in (2, 3, 4)} | {f"ab2_{n}": draw(n, bench.w, AB2) for n in (3, 7)}
     out |= {f"dpm2m_{n}": draw(n, bench.w, DPMSolver2M) for n in (2, 4, 8)} | {f"unguided_euler_{n}": draw(n, 1.0, Euler) for n in (1, 2, 4, 8)}
     return out | {f"undistilled_{n}": raw(n) for n in (1, 2, 4, 8)}
 
