@@ -161,9 +161,13 @@ class FastBlock(torch.autograd.Function):
         call("norm", h, None, None, s1, k1, None, x1, r1, B, N, C, 6 * C, eps[0])
         y = x1 @ qkv.T
         call("heads", y, w, cos, sin, q_k_v, r, B, N, heads, D, eps[1], D ** -0.5)
-        q, k, v = q_k_v
-        p = q @ k.mT; call("softmax", p, B * heads * N, N)
-        o = (p @ v).transpose(1, 2).reshape(B * N, C)
+        few = B if keep else max(1, 3 * 2**20 // (2 * heads * N * N))                 # images whose scores stay in the cache of a core
+        o = b16(B, N, heads, D)
+        for i in range(0, B, few):
+            q, k, v = q_k_v[:, i:i + few]
+            p = q @ k.mT; call("softmax", p, p.numel() // N, N)
+            o[i:i + few] = (p @ v).transpose(1, 2)
+        o = o.view(B * N, C)
         a = o @ proj.T
         call("norm", h, a, g1, s2, k2, h1, x2, r2, B, N, C, 6 * C, eps[2])
         u = x2 @ up.T; z = torch.empty_like(u) if keep else u; call("relu2", u, z, u.numel())
