@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROADS', 'Choice', 'choices', 'forwards', 'within', 'after', 'consistency', 'reflow', 'with_kl', 'sets_in', 'Bench',
-           'scores', 'baselines', 'write_unit', 'baseline', 'config', 'start_of', 'loop_of', 'unit', 'wanted',
-           'pending']
+           'scores', 'baselines', 'baseline_row', 'write_unit', 'baseline', 'config', 'start_of', 'loop_of', 'unit',
+           'wanted', 'pending']
 
 # %% ../nbs/43_distillation_choices.ipynb #c43a0003
 import contextlib, hashlib, json, time
@@ -130,6 +130,7 @@ class Bench:
         self.labels = balanced_labels(settings["n_eval"], c.num_classes)
         few = self.judge.reference.x[evenly(len(self.judge.reference), 200)]
         self.aids = Aids(self.data, features=lambda x: features(self.judge.net, x.cpu())[0], reference=features(self.judge.net, few)[0])
+        self.longer = longer if (longer := core.restored("40_dmd", profile)/"student.safetensors").exists() else None
         self.made_of, self.seen = digest(self.weights), images_seen(core.stage_dir("33_scaled_dit", profile)/"ema.safetensors")
 
     def key(self, what: dict, seed: int) -> str:
@@ -151,12 +152,20 @@ def scores(bench: Bench, x, nfe: int) -> dict:
     return dict(nfe=nfe, fd=s.fd, kd=s.kd, precision=s.precision, recall=s.recall, accuracy=s.accuracy, reward=reward, judge_log_prob=held_out, std=x.std().item(), saturation=(x.abs() > 1).float().mean().item())
 
 def baselines(bench: Bench) -> dict:
-    "`{name: draw(seed) -> (images, NFE)}`: the teacher by four solvers at few steps, guided and not, and its weights called as a student."
+    "`{name: draw(seed) -> (images, NFE)}`: the teacher by four solvers at few steps, guided and not, its weights called as a student, and notebook 40's student where there is one, called in all its steps and in parts of them."
     draw = lambda steps, w, solver: lambda seed: sample(bench.teacher, bench.labels, bench.shape, steps, w, bench.null, seed, solver(), bench.settings["batch"])
     raw = lambda n: lambda seed: (sample_student(bench.teacher, bench.labels, n, seed, bench.settings["batch"]), n)
     out = {f"euler_{n}": draw(n, bench.w, Euler) for n in (1, 2, 4, 8, 50)} | {f"heun_edm_{n}": draw(n, bench.w, HeunEDM) for n in (2, 3, 4)} | {f"ab2_{n}": draw(n, bench.w, AB2) for n in (3, 7)}
     out |= {f"dpm2m_{n}": draw(n, bench.w, DPMSolver2M) for n in (2, 4, 8)} | {f"unguided_euler_{n}": draw(n, 1.0, Euler) for n in (1, 2, 4, 8)}
-    return out | {f"undistilled_{n}": raw(n) for n in (1, 2, 4, 8)}
+    out |= {f"undistilled_{n}": raw(n) for n in (1, 2, 4, 8)}
+    if not bench.longer: return out
+    student, trained = load_dit(bench.longer).to(core.device()), load_tensors(bench.longer)[1]["n_steps"]
+    called = lambda n: lambda seed: (sample_student(student, bench.labels, n, seed, bench.settings["batch"], trained=trained), n)
+    return out | {f"notebook40_{n}": called(n) for n in range(1, trained + 1) if trained % n == 0}
+
+def baseline_row(bench: Bench, name: str) -> dict:
+    "What names a baseline: with the digest of its weights where these are not the teacher's."
+    return dict(name=name, group="baseline") | (dict(student=digest(load_tensors(bench.longer)[0])) if name.startswith("notebook40") else {})
 
 def write_unit(bench: Bench, what: dict, seed: int, record: dict, start: float):
     "Append a finished unit."
@@ -168,7 +177,7 @@ def write_unit(bench: Bench, what: dict, seed: int, record: dict, start: float):
 def baseline(bench: Bench, name: str, seed: int) -> dict:
     "The unit of a baseline; `seed` is that of the sampling noise."
     start = time.perf_counter()
-    return write_unit(bench, dict(name=name, group="baseline"), seed, scores(bench, *baselines(bench)[name](seed)), start)
+    return write_unit(bench, baseline_row(bench, name), seed, scores(bench, *baselines(bench)[name](seed)), start)
 
 # %% ../nbs/43_distillation_choices.ipynb #c43a0011
 def config(bench: Bench, c: Choice, seed: int) -> DMDOptions:
@@ -241,7 +250,7 @@ def wanted(bench: Bench, groups: list, seeds: int) -> dict:
     if wrong := [g for g in groups if g not in known]: raise UserError(f"there is no group '{wrong[0]}' of rows: choose among {', '.join(sorted(known))}")
     for c in rows:
         if c.group in groups or c is rows[0]: out |= {bench.key(asdict(c), s): partial(unit, bench, c, s) for s in range(seeds)}
-    if "baseline" in groups: out |= {bench.key(dict(name=n, group="baseline"), s): partial(baseline, bench, n, s) for n in baselines(bench) for s in range(seeds)}
+    if "baseline" in groups: out |= {bench.key(baseline_row(bench, n), s): partial(baseline, bench, n, s) for n in baselines(bench) for s in range(seeds)}
     return out
 
 def pending(bench: Bench, groups: list, seeds: int) -> list:
