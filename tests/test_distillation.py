@@ -18,7 +18,7 @@ def test_any_groups(groups, stages):
     "The base row, which all others are compared with, is always among them."
     folder, run = stages; run("43", f"groups=[{groups}]", "seeds=1")
     rows = {r["name"] for r in json.loads((folder/"43_distillation_choices"/"results.json").read_text())["rows"]}
-    assert {"hybrid_fd", "euler_2_fd" if groups == "baseline" else "grpo_fd"} <= rows and "coupled_fd" not in rows
+    assert {"hybrid_fd", *(("euler_2_fd", "notebook40_4_fd") if groups == "baseline" else ("grpo_fd",))} <= rows and "coupled_fd" not in rows
 
 @pytest.mark.parametrize("stage, wrong, says", [("41", "lam=-1", "must not be negative"), ("43", "alpha=0.5", "alpha >= 1"), ("43", "groups=[speed]", "no group 'speed'")])
 def test_refusals(stage, wrong, says, stages):
