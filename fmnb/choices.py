@@ -122,6 +122,7 @@ def look(x) -> tuple:
 
 class Bench:
     "Teacher, judge and settings that all units share; `folder` holds `units.jsonl` and what later units start from."
+    version = 2      # of what a line of `units.jsonl` holds
     def __init__(self, folder, profile: str, settings: dict):
         made = json.loads((upstream("33_scaled_dit", profile)/"config.json").read_text())
         self.folder, self.settings, self.w = Path(folder), dict(settings), made["w"]
@@ -139,7 +140,7 @@ class Bench:
 
     def key(self, what: dict, seed: int) -> str:
         "Changes with everything that a unit depends on, its code excepted."
-        return hashlib.sha256(json.dumps([what, seed, self.settings, self.made_of], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([what, seed, self.settings, self.made_of, self.version], sort_keys=True).encode()).hexdigest()[:12]
 
     def done(self) -> dict:
         "The records of `units.jsonl` by key; a line that was cut off does not count."
