@@ -6,15 +6,16 @@
 __all__ = ['PALETTE', 'UserError', 'command', 'atomic_write', 'save_tensors', 'load_tensors', 'digest', 'load_weights',
            'code_hash', 'modules_of', 'project_root', 'runs_root', 'stage_dir', 'restored', 'upstream', 'device',
            'cpu_name', 'autocast_dtype', 'autocast', 'generator', 'seed_everything', 'provenance', 'parameters', 'Run',
-           'table', 'read_results', 'progress', 'figure_style', 'show_movie', 'show']
+           'table', 'read_results', 'progress', 'figure_style', 'plain_log', 'show_movie', 'show']
 
 # %% ../nbs/00_core.ipynb #0b3745dd
-import ast, contextlib, errno, hashlib, importlib.util, io, json, math, os, platform, re, shutil, subprocess, sys, time
+import ast, contextlib, errno, hashlib, importlib.util, io, json, logging, math, os, platform, re, shutil, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import load as _st_load, save as _st_save
 from fastcore.basics import patch
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)       # compiling on a CPU, torch warns of a missing CUDA
 
 # %% ../nbs/00_core.ipynb #33c41d45
 class UserError(Exception):
@@ -265,6 +266,11 @@ def figure_style():
         "axes.edgecolor": "#444444", "grid.color": "#e3e3de", "axes.titlesize": 11, "axes.titleweight": "bold", "axes.labelsize": 10,
         "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "font.size": 10,
         "axes.spines.top": False, "axes.spines.right": False, "image.interpolation": "nearest", "image.cmap": "gray"})
+
+def plain_log(*axes):
+    "Numbers such as 2, 5 and 10 at logarithmic axes (`ax.xaxis`, `ax.yaxis`) in place of powers of ten."
+    from matplotlib.ticker import LogLocator, NullFormatter
+    for a in axes: a.set_major_locator(LogLocator(subs=(1, 2, 5))); a.set_major_formatter("{x:g}"); a.set_minor_formatter(NullFormatter())
 
 def show_movie(draw, n: int, finding: str, alt: str, ms: int = 120, hold: int = 12, colors: int = 8):
     "Display the figures `draw(0)` to `draw(n - 1)` as one animated PNG, `ms` a frame and the last one `hold` times as long, then `finding`. What cannot play it shows the last frame."
