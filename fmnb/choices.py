@@ -44,7 +44,7 @@ def choices() -> list[Choice]:
     C, alone = Choice, dict(dm=0.0, ca=0.0)
     rows = [C("hybrid", "schedule"), *(C(s, "schedule", dict(schedule=s)) for s in ("coupled", "independent", "above_t"))]
     rows += [C("dm_only", "terms", dict(ca=0.0)), C("ca_only", "terms", dict(dm=0.0)), *(C(f"alpha_{a:g}", "alpha", dict(alpha=a)) for a in (2.0, 5.0))]
-    rows += [C(f"lambda_{v:g}", "lambda", start="cold", rl="refl", lam=v) for v in (0.0, 0.5, 2.0, 0.1, 1.0)] + [C(f"steps_{n}", "steps", dict(n_steps=n)) for n in (1, 2, 8)]
+    rows += [C(f"lambda_{v:g}", "lambda", start="cold", rl="refl", lam=v) for v in (0.0, 0.5, 2.0, 0.1, 1.0)] + [C(f"lambda_0.5_alpha_{a:g}", "lambda", dict(alpha=a), "cold", "refl", 0.5) for a in (1.0, 2.0)] + [C(f"steps_{n}", "steps", dict(n_steps=n)) for n in (1, 2, 8)]
     rows += [C("ca_mean_variance", "regulariser", dict(dm=0.0, mean_variance=0.01)), C("ca_gan", "regulariser", dict(dm=0.0, gan=0.01)), C("ca_regression", "regulariser", dict(dm=0.0, regression=0.25)), C("gan", "regulariser", dict(gan=0.003))]
     rows += [C("grpo", "rl", start="cold", rl="grpo", lam=0.5), C("dpo", "rl", start="cold", rl="dpo", lam=0.5)]
     rows += [C("distil_then_rl", "order", alone, "cold", "refl", 0.5), C("rl_then_distil", "order", start="tuned")]
