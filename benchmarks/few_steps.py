@@ -5,9 +5,10 @@
 The student of 40_dmd, run here or published, called in all its steps and in half and a quarter of them; its teacher by as many forwards (guided Euler, which takes two a step) and by `--many` guided Euler steps. Every contestant gets the same classes and, seed by seed, the same noise.
 Columns: network forwards, Fréchet distance of `--n` images, its ratio to the many-step teacher's seed by seed, recall, the judge's accuracy (mean and deviation over the seeds of the noise; one training), and processor milliseconds an image, taken in turns with batches of 50.
 Interrupted at will and resumed by the same command. With `--out profile` the numbers go to reports/<profile>/results/few_steps.json."""
-import argparse, json, statistics, time
+import argparse, json, statistics
+from functools import partial
 import torch
-from fmnb.core import Run, atomic_write, load_tensors, project_root, upstream
+from fmnb.core import Run, atomic_write, in_turns, load_tensors, project_root, upstream
 from fmnb.dit import compile_blocks, load_dit
 from fmnb.dmd import sample_student
 from fmnb.evaluation import balanced_labels, load_judge, sample
@@ -20,13 +21,6 @@ def contestants(student, trained: int, teacher, shape, w: float, null: int, many
     steps = [k for k in range(1, trained + 1) if trained % k == 0]
     return {f"student_{k}nfe": (called(k), k) for k in steps} | {f"teacher_{2 * n}nfe": (euler(n), 2 * n) for n in sorted({max(1, k // 2) for k in steps} | {many})}
 
-def milliseconds(draws: dict, null: int, turns: int = 3) -> dict:
-    "Median milliseconds an image, in turns; the first turn compiles."
-    y, taken = balanced_labels(50, null), {k: [] for k in draws}
-    for turn in range(turns + 1):
-        for k, draw in draws.items(): start = time.process_time(); draw(y, 0, None); taken[k] += [(time.process_time() - start) * 20] * (turn > 0)
-    return {k: statistics.median(v) for k, v in taken.items()}
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--profile", default="cifar10"); p.add_argument("--n", type=int, default=500); p.add_argument("--seeds", type=int, default=3); p.add_argument("--many", type=int, default=50)
@@ -38,7 +32,8 @@ def main():
     c = teacher.cfg; draws = contestants(student, load_tensors(at)[1]["n_steps"], teacher, (c.channels, c.size, c.size), made["w"], c.num_classes, args.many)
     run, labels = Run("few_steps", args.out or args.profile, n=args.n, seeds=args.seeds, many=args.many), balanced_labels(args.n, c.num_classes)
     scores = {name: [judge(draw(labels, seed, run/f"{name}_{args.n}_{seed}"), labels) for seed in range(args.seeds)] for name, (draw, _) in draws.items()}
-    ms, best = milliseconds({k: draw for k, (draw, _) in draws.items()}, c.num_classes), f"teacher_{2 * args.many}nfe"
+    fifty, best = balanced_labels(50, c.num_classes), f"teacher_{2 * args.many}nfe"
+    ms = {k: 20 * s for k, s in in_turns({k: partial(draw, fifty, 0, None) for k, (draw, _) in draws.items()}).items()}
     spread = lambda v: statistics.stdev(v) if len(v) > 1 else None
     print(f"{args.profile}: teacher of {seen:,} images, w = {made['w']:g}; student of {distilled['updates']} updates; {judge.extractor.metric(args.n)}, {args.seeds} seeds of noise, torch {torch.__version__}\n\n| contestant | NFE | FD | of the teacher's | recall | accuracy | ms an image |\n|---|---|---|---|---|---|---|")
     for name, (_, nfe) in draws.items():

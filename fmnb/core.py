@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PALETTE', 'UserError', 'command', 'atomic_write', 'save_tensors', 'load_tensors', 'digest', 'load_weights',
            'code_hash', 'modules_of', 'project_root', 'runs_root', 'stage_dir', 'restored', 'upstream', 'device',
-           'cpu_name', 'autocast_dtype', 'autocast', 'generator', 'seed_everything', 'provenance', 'parameters', 'Run',
-           'table', 'read_results', 'progress', 'figure_style', 'plain_log', 'show_movie', 'show']
+           'cpu_name', 'autocast_dtype', 'autocast', 'in_turns', 'generator', 'seed_everything', 'provenance',
+           'parameters', 'Run', 'table', 'read_results', 'progress', 'figure_style', 'plain_log', 'show_movie', 'show']
 
 # %% ../nbs/00_core.ipynb #0b3745dd
 import ast, contextlib, errno, hashlib, importlib.util, io, json, logging, math, os, platform, re, shutil, subprocess, sys, time
@@ -156,6 +156,13 @@ def autocast(dev=None):
     "The autocast context of `autocast_dtype`; no context at all for float32."
     dev, dtype = dev or device(), autocast_dtype(dev)
     return torch.autocast(dev.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+def in_turns(calls: dict, turns: int = 3) -> dict:
+    "Median seconds of each of `calls` (name: function), called one after the other `turns` times after a first turn that compiles: of processor time where one CPU thread computes, which other work on the machine does not lengthen, else by the clock."
+    gpu = device().type == "cuda"; clock = time.process_time if not gpu and torch.get_num_threads() == 1 else time.perf_counter
+    def seconds(call): start = clock(); call(); gpu and torch.cuda.synchronize(); return clock() - start
+    taken = [[seconds(call) for call in calls.values()] for _ in range(turns + 1)][1:]
+    return {k: float(np.median(v)) for k, v in zip(calls, zip(*taken))}
 
 # %% ../nbs/00_core.ipynb #70756a11
 def generator(*seeds: int, device="cpu") -> torch.Generator:
