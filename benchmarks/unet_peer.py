@@ -1,9 +1,9 @@
 """Does the transformer learn faster than torchcfm's CIFAR-10 U-Net when both get the same processor time?
 
-    FMNB_DATA_DIR=... python benchmarks/unet_peer.py [--minutes 10] [--n 500] [--steps 15] [--only ours unet unet_small] [--out cifar10]
+    FMNB_DATA_DIR=... python benchmarks/unet_peer.py [--minutes 10] [--n 500] [--steps 15] [--only ours ours_v unet_small unet] [--out cifar10]
 
-Three trainings, one after the other, each for the same processor seconds of one thread (so that other work on the machine takes nothing from anybody), interrupted at will and resumed by the same command: `ours`, the transformer and recipe of profile
-cifar10; `unet`, torchcfm's example for CIFAR-10 (35.7 M parameters, dropout 0.1, flips, independent coupling, Adam 2e-4, clip 1), in bf16 and channels-last as it is fastest here; `unet_small`, the same with a quarter of the channels, which costs about
+Four trainings, one after the other, each for the same processor seconds of one thread (so that other work on the machine takes nothing from anybody), interrupted at will and resumed by the same command: `ours`, the transformer and recipe of profile
+cifar10; `ours_v`, the same with a head that says the velocity instead of the image; `unet`, torchcfm's example for CIFAR-10 (35.7 M parameters, dropout 0.1, flips, independent coupling, Adam 2e-4, clip 1), in bf16 and channels-last as it is fastest here; `unet_small`, the same with a quarter of the channels, which costs about
 as much a forward as ours. Their warm-up (5,000 steps) and EMA (0.9999) are longer than a short training: the warm-up becomes a tenth of the steps, and the best of the live weights and three averages is judged. They know no
 classes, so ours is judged without a class as well as with it. Columns: images seen, Fréchet distance to the test images, bits per dimension of test images. With `--out profile` the numbers go to reports/<profile>/results/unet_peer.json."""
 import argparse, time
@@ -12,10 +12,10 @@ from fmnb.core import Run, autocast, atomic_write, generator, load_weights, proj
 from fmnb.data import batch_indices, load
 from fmnb.dit import DiTConfig, compile_blocks
 from fmnb.evaluation import balanced_labels, evenly, load_judge, sample
-from fmnb.likelihood import image_bits
+from fmnb.likelihood import image_bits, standard_error
 from fmnb.training import State, TrainConfig, fit, guard, train, train_dit, train_state
 
-CPU, EMAS = torch.device("cpu"), {"model": .9999, "model@0.99": .99, "model@0.95": .95}
+CPU, OURS, EMAS = torch.device("cpu"), dict(ours="x1", ours_v="v"), {"model": .9999, "model@0.99": .99, "model@0.95": .95}
 
 def unet(channels: int):
     "torchcfm's U-Net for CIFAR-10; called as our networks are, the label unread."
@@ -50,13 +50,13 @@ def seconds_a_step(loop, n: int = 3) -> float:
 
 def trained(name: str, folder: Run, data, seconds: float) -> tuple[list, int]:
     "Candidates (what weights, network), and images seen, of a training for `seconds` of processor time; the number of steps is decided once and kept."
-    cfg = DiTConfig(size=32, channels=3, patch=4, width=256, depth=8, heads=4); settings = lambda steps: TrainConfig(steps=steps, batch=64, time="logit_normal", warmup=50, ema=min(.9995, 1 - 10 / steps))
+    cfg = DiTConfig(size=32, channels=3, patch=4, width=256, depth=8, heads=4, predict=OURS.get(name, "x1")); settings = lambda steps: TrainConfig(steps=steps, batch=64, time="logit_normal", warmup=50, ema=min(.9995, 1 - 10 / steps))
     if not (plan := folder/"steps").exists():
-        if name == "ours": tried = train_state(data, cfg, settings(10**6)); compile_blocks(tried.modules["model"]); s = seconds_a_step(train(tried, data, settings(10**6)), 20)
+        if name in OURS: tried = train_state(data, cfg, settings(10**6)); compile_blocks(tried.modules["model"]); s = seconds_a_step(train(tried, data, settings(10**6)), 20)
         else: s = seconds_a_step(train_unet(unet_state(channels_of(name), 10**6), data, 10**6), 2)
         atomic_write(plan, str(max(10, round(seconds / s))))
     steps = int(plan.read_text())
-    if name == "ours": return [("EMA", compile_blocks(train_dit(folder, data, cfg, settings(steps), log_every=50)[0]))], steps * 64
+    if name in OURS: return [("EMA", compile_blocks(train_dit(folder, data, cfg, settings(steps), log_every=50)[0]))], steps * 64
     state = unet_state(channels_of(name), steps).resume(folder/"train.state.safetensors"); fit(folder, state, train_unet(state, data, steps), steps, 128, max(1, min(20, steps // 5)))
     candidates = [("live", state.modules["model"].state_dict()), *((f"EMA {d:g}", state.ema[k]) for k, d in EMAS.items())]
     return [(what, load_weights(unet(channels_of(name)), w, folder.path).eval()) for what, w in candidates], steps * 128
@@ -68,7 +68,7 @@ def judged(name: str, candidates, data, judge, args) -> dict:
     labels, null = balanced_labels(args.n), torch.full((args.n,), 10)
     draw = lambda net, y, w=1.: sample(net, y, data.shape, args.steps, w, 10)[0]
     net = min(candidates, key=lambda c: judge(draw(c[1], null[:args.n // 5]), labels[:args.n // 5]).fd) if len(candidates) > 1 else candidates[0]
-    out = dict(weights=net[0], fd=judge(draw(net[1], null), labels).fd, bits=bits(net[1], data, judge, args, 10)) | (dict(fd_guided=judge(draw(net[1], labels, 2.), labels).fd) if name == "ours" else {})
+    out = dict(weights=net[0], fd=judge(draw(net[1], null), labels).fd, bits=bits(net[1], data, judge, args, 10)) | (dict(fd_guided=judge(draw(net[1], labels, 2.), labels).fd) if name in OURS else {})
     return out
 
 def bits(net, data, judge, args, null: int, until: float = .97):
@@ -78,10 +78,10 @@ def bits(net, data, judge, args, null: int, until: float = .97):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--minutes", type=float, default=10); p.add_argument("--n", type=int, default=500); p.add_argument("--steps", type=int, default=15); p.add_argument("--bits", type=int, default=32)
-    p.add_argument("--only", nargs="+", default=["ours", "unet_small", "unet"], choices=["ours", "unet_small", "unet"]); p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
+    p.add_argument("--only", nargs="+", default=(names := [*OURS, "unet_small", "unet"]), choices=names); p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
     args = p.parse_args(); torch.set_num_threads(1)
     data, judge = load("cifar10", "train"), load_judge("cifar10")[0]
-    run = Run("unet_peer", args.out or "peers", minutes=args.minutes, n=args.n, steps=args.steps)
+    run, coded = Run("unet_peer", args.out or "peers", minutes=args.minutes, n=args.n, steps=args.steps), {}
     print(f"{args.minutes:g} minutes of one thread each, torch {torch.__version__}; {judge.extractor.metric(args.n)} with {args.steps} Euler steps, without classes and guidance unless said\n\n| contestant | images | weights | FD | bits/dim |\n|---|---|---|---|---|")
     for name in args.only:
         candidates, seen = trained(name, Run("unet_peer", run.profile, path=run/f"{name}_{args.minutes:g}"), data, 60 * args.minutes)
@@ -90,6 +90,11 @@ def main():
         for k in ("fd", "fd_guided"):
             if k in v: run.row(f"{name}_{k}", v[k], n=args.n, higher_is_better=False, note=f"{judge.extractor.metric(args.n)}, {args.steps} Euler steps, {'w=2 with classes' if k != 'fd' else 'no classes'}; {how}")
         run.row(f"{name}_bits_per_dim", v["bits"].value, spread=v["bits"].se, n=args.bits, unit="bits", higher_is_better=False, note=f"test images without their labels, to t = 0.97, then a logistic; {how}"); run.row(f"{name}_images", seen, unit="images", note=how)
+        coded[name] = v["bits"].each
+    for us in OURS.keys() & coded.keys():
+        for name in coded.keys() - OURS.keys():
+            more = coded[name] - coded[us]; print(f"{name} needs {more.mean():+.3f} ± {standard_error(more):.3f} bits per dimension more than {us} for the same image; {us} needs fewer for {(more > 0).float().mean():.0%} of them")
+            run.row(f"{name}_bits_over_{us}", more.mean().item(), spread=standard_error(more).item(), n=args.bits, unit="bits", higher_is_better=True, note=f"bits per dimension that it needs more than {us} for the same image, mean and standard error over images")
     run.finish()
     if args.out: atomic_write(project_root()/"reports"/args.out/"results"/"unet_peer.json", (run/"results.json").read_bytes())
 
