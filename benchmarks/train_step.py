@@ -1,16 +1,21 @@
 """What does a training step of a diffusion transformer cost on a CPU? Ours beside the paper's architecture in plain PyTorch (SiT-like) and diffusers' `DiTTransformer2DModel`.
 
-    python benchmarks/train_step.py [--repeats 10] [--threads 1] [--shapes S64 S256 cifar] [--clock wall] [--regional]
+    python benchmarks/train_step.py [--repeats 10] [--threads 1] [--shapes S64 S256 cifar] [--clock wall] [--regional] [--out cifar10]
 
 Every contestant is a process of its own, with its own library's defaults; the processes take turns, one step at a time, so that what else the machine does meets all of them alike. The peers run as their users run them
 (fp32, eager) and at their best (bf16 autocast, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
-ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core."""
-import argparse, contextlib, math, multiprocessing as mp, statistics, time
+ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core.
+The bars compare ours with the better of the peers, and each rate is also given as its share of what products of bf16 (fp32) matrices alone reach here: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
+With `--out profile` the numbers go to reports/<profile>/results/train_step_<processor>.json, a file a kind of processor, which notebook 64 draws."""
+import argparse, contextlib, math, multiprocessing as mp, re, statistics, time
 import torch, torch.nn as nn, torch.nn.functional as F
 
 SHAPES = dict(S64=dict(size=32, width=384, depth=12, heads=6, batch=64), S256=dict(size=64, width=384, depth=12, heads=6, batch=16), cifar=dict(size=32, width=256, depth=8, heads=4, batch=64),
               tiny=dict(size=16, width=64, depth=2, heads=2, batch=8))
 PATCH, CLASSES = 4, 10
+NAMES = {("fmnb", "adamw"): "fmnb, AdamW", ("fmnb", "muon"): "fmnb, Muon", ("sit", False): "SiT, fp32 eager", ("sit", True): "SiT, bf16 compiled", ("diffusers", False): "diffusers, fp32 eager", ("diffusers", True): "diffusers, bf16 compiled"}
+CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
+WHAT = dict(step=3, both=3, sampling=2)        # what is timed, and how many forwards' FLOPs an image costs: a backward counts two, guidance two
 
 class SiTBlock(nn.Module):
     "adaLN-Zero block as in Peebles & Xie 2022, section 3.2: LayerNorm, softmax attention, GELU."
@@ -92,18 +97,24 @@ def ours(optimizer, shape, batch):
 def contestant(pipe, name, shape, batch, threads, regional, clock):
     "A process that does and times what it is told."
     torch.set_num_threads(threads); torch.manual_seed(0)
-    kind, best = name; now = time.process_time if clock == "cpu" else time.perf_counter
+    kind, best = name; now = CLOCKS[clock]
     works = ours(best, shape, batch) if kind == "fmnb" else peer(kind, best, shape, batch, regional)
     for work in works: work(); work()
     pipe.send("ready")
     while (i := pipe.recv()) is not None: start = now(); works[i](); pipe.send(now() - start)
 
+def matmul_rate(dtype, now, n: int = 1024) -> float:
+    "FLOP/s of n x n matrix products, the median of twenty by the clock `now`."
+    a, b, times = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype), []
+    for _ in range(22): start = now(); a @ b; times.append(now() - start)
+    return 2 * n**3 / statistics.median(times[2:])
+
 def measure(args, shape, batch):
     "Images/s of every contestant: {name: [step, forward and backward, sampling]}."
-    names, ctx, ends = [("fmnb", "adamw"), ("fmnb", "muon"), ("sit", False), ("sit", True), ("diffusers", False), ("diffusers", True)], mp.get_context("spawn"), {}
-    for name in names:
+    ctx, ends = mp.get_context("spawn"), {}
+    for name in NAMES:
         end, other = ctx.Pipe(); ctx.Process(target=contestant, args=(other, name, shape, batch, args.threads, args.regional, args.clock), daemon=True).start(); ends[name] = end; other.close(); end.recv()
-    times = {name: ([], [], []) for name in names}
+    times = {name: ([], [], []) for name in NAMES}
     for _ in range(args.repeats):
         for i in range(3):
             for name, end in ends.items(): end.send(i); times[name][i].append(end.recv())
@@ -113,16 +124,29 @@ def measure(args, shape, batch):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--repeats", type=int, default=10); p.add_argument("--threads", type=int, default=torch.get_num_threads()); p.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["S64", "S256", "cifar"])
-    p.add_argument("--clock", choices=("wall", "cpu"), default="wall"); p.add_argument("--regional", action="store_true")
-    args = p.parse_args(); from fmnb.core import cpu_name
-    print(f"{cpu_name()}, {args.threads} thread(s), torch {torch.__version__}, medians of {args.repeats} turns, {args.clock} clock, peers compiled {'block by block' if args.regional else 'whole'}; images/s (fmnb with AdamW over it)\n")
+    p.add_argument("--clock", choices=list(CLOCKS), default="wall"); p.add_argument("--regional", action="store_true")
+    p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
+    args = p.parse_args(); torch.set_num_threads(args.threads)
+    from fmnb.core import Run, atomic_write, cpu_name, project_root
+    from fmnb.dit import DiTConfig, flops
+    cpu = cpu_name().rsplit(" x", 1)[0]; file, run = f"train_step_{re.sub('[^a-z0-9]+', '_', cpu.lower())}", Run("train_step", args.out or "peers", threads=args.threads, repeats=args.repeats, clock=args.clock, regional=args.regional)
+    peak = {d: matmul_rate(d, CLOCKS[args.clock]) for d in (torch.bfloat16, torch.float32)}
+    how = f"{args.threads} thread(s), medians of {args.repeats} turns, {args.clock} clock, peers compiled {'block by block' if args.regional else 'whole'}"
+    print(f"{cpu}, torch {torch.__version__}, {how}; products of matrices alone: bf16 {peak[torch.bfloat16] / 1e9:.0f}, fp32 {peak[torch.float32] / 1e9:.0f} GFLOP/s\n\nimages/s (fmnb with AdamW over it; share of the matrix products' rate)\n")
     print("| shape | contestant | step | forward + backward | sampling |\n|---|---|---|---|---|")
-    label = lambda kind, best: f"fmnb, {dict(adamw='AdamW', muon='Muon')[best]}" if kind == "fmnb" else f"{kind}, {'bf16 compiled' if best else 'fp32 eager'}"
+    for dtype, rate in peak.items(): run.row(f"matmul_{str(dtype).split('.')[1]}", rate / 1e9, unit="GFLOP/s", higher_is_better=True, note=f"products of 1024 x 1024 matrices, {args.threads} thread(s)")
     for key in args.shapes:
         shape = dict(SHAPES[key]); batch = shape.pop("batch"); m = measure(args, shape, batch); us = m["fmnb", "adamw"]
-        for name, rates in m.items(): print(f"| {key}: {shape['depth']} x {shape['width']}, {(shape['size'] // PATCH) ** 2} tokens, batch {batch} | {label(*name)} | " + " | ".join(f"{r:.1f} ({u / r:.2f})" for r, u in zip(rates, us)) + " |")
+        cost, what = flops(DiTConfig(channels=3, patch=PATCH, num_classes=CLASSES, overlap=False, **shape))["total"], f"{shape['depth']} x {shape['width']}, {(shape['size'] // PATCH) ** 2} tokens, batch {batch}"
+        for name, rates in m.items():
+            share = [r * k * cost / peak[torch.float32 if name[1] is False else torch.bfloat16] for r, k in zip(rates, WHAT.values())]
+            print(f"| {key}: {what} | {NAMES[name]} | " + " | ".join(f"{r:.1f} ({u / r:.2f}; {s:.2f})" for r, u, s in zip(rates, us, share)) + " |")
+            for kind, r, s in zip(WHAT, rates, share): run.row(f"{key}_{'_'.join(re.findall('[a-z0-9]+', NAMES[name].lower()))}_{kind}", r, unit="images/s", higher_is_better=True, note=f"{what}; {s:.2f} of the rate of matrix products; {how}")
         worst = lambda i, best: us[i] / max(r[i] for (kind, b), r in m.items() if kind != "fmnb" and b == best)
-        bars = {"step, their default": (worst(0, False), 3), "step, their best": (worst(0, True), 1.5), "sampling, their best": (worst(2, True), 1.5)}
-        print(f"| {key} | **bars** | " + "; ".join(f"{k}: {v:.2f} {'>=' if v >= b else '< (missed)'} {b}" for k, (v, b) in bars.items()) + " | | |", flush=True)
+        bars = dict(step_over_default=(worst(0, False), 3), step_over_best=(worst(0, True), 1.5), sampling_over_best=(worst(2, True), 1.5))
+        for k, (v, b) in bars.items(): run.row(f"{key}_{k}", v, unit="x", higher_is_better=True, note=f"ours over the faster peer, {what}; wanted: {b}")
+        print(f"| {key} | **bars** | " + "; ".join(f"{k.replace('_', ' ')}: {v:.2f} {'>=' if v >= b else '< (missed)'} {b}" for k, (v, b) in bars.items()) + " | | |", flush=True)
+    run.finish()
+    if args.out: atomic_write(project_root()/"reports"/args.out/"results"/f"{file}.json", (run/"results.json").read_bytes())
 
 if __name__ == "__main__": main()
