@@ -91,8 +91,8 @@ def main():
             if k in v: run.row(f"{name}_{k}", v[k], n=args.n, higher_is_better=False, note=f"{judge.extractor.metric(args.n)}, {args.steps} Euler steps, {'w=2 with classes' if k != 'fd' else 'no classes'}; {how}")
         run.row(f"{name}_bits_per_dim", v["bits"].value, spread=v["bits"].se, n=args.bits, unit="bits", higher_is_better=False, note=f"test images without their labels, to t = 0.97, then a logistic; {how}"); run.row(f"{name}_images", seen, unit="images", note=how)
         coded[name] = v["bits"].each
-    for us in OURS.keys() & coded.keys():
-        for name in coded.keys() - OURS.keys():
+    for us in (n for n in coded if n in OURS):
+        for name in (n for n in coded if n not in OURS):
             more = coded[name] - coded[us]; print(f"{name} needs {more.mean():+.3f} ± {standard_error(more):.3f} bits per dimension more than {us} for the same image; {us} needs fewer for {(more > 0).float().mean():.0%} of them")
             run.row(f"{name}_bits_over_{us}", more.mean().item(), spread=standard_error(more).item(), n=args.bits, unit="bits", higher_is_better=True, note=f"bits per dimension that it needs more than {us} for the same image, mean and standard error over images")
     run.finish()
