@@ -349,7 +349,10 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
     "The state before the first step: weights from the file `start` or fresh ones from `cfg.seed`, their EMA, the optimizers, and settings that a resume must find again."
     core.seed_everything(cfg.seed)
     model = model_cfg.build()
-    if start: load_weights(model, load_tensors(start)[0], start)
+    if start:
+        tensors, meta = load_tensors(start); load_weights(model, tensors, start); now = asdict(model_cfg)
+        other = [k for k, v in meta.get("config", {}).items() if k != "size" and now.get(k, v) != v]                    # another size is another grid for the same weights
+        if other: raise UserError(f"{start} was made with {other[0]}={meta['config'][other[0]]}, now it is {now[other[0]]}: its weights mean something else; start with the same setting, or without a start")
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
