@@ -338,12 +338,12 @@ def plan_caching(full: dict, c: dict, rate: Rate, stage="50_caching") -> list[Li
     return [Line(stage, "settings", len(settings), note=f"{p['n']} images, {p['repeats']} repeats; {len(cache_controls(p))} controls once"), *cost_lines(stage, rate, 0, once * p["n"] * forwards(full["33_scaled_dit"]["w"]), {}, 0)]
 
 # %% ../nbs/62_plan.ipynb #77b91d84
-def published(stage: str, profile: str, parameters: dict, root: Path) -> list[Line]:
-    "How long the published run of a stage took, or nothing."
+def published(stage: str, profile: str, parameters: dict, root: Path, defaults: dict) -> list[Line]:
+    "How long the published run of a stage took, or nothing. A parameter that was not there yet counts as its default."
     found = read_json(root/"reports"/profile/"results"/f"{stage}.json"); made = found.get("provenance", {})
     if "wall_s" not in made: return []
-    other = [k for k, v in parameters.items() if made["parameters"].get(k) != v]
-    note = f"the published run on {made['cpu'] if made['device'] == 'cpu' else made['device']}" + (f", made with {other[0]}={made['parameters'].get(other[0])}" if other else ", same parameters")
+    other = [k for k, v in parameters.items() if made["parameters"].get(k, defaults.get(k)) != v]
+    note = f"the published run on {made['cpu'] if made['device'] == 'cpu' else made['device']}" + (f", made with {other[0]}={made['parameters'].get(other[0], defaults.get(other[0]))}" if other else ", same parameters")
     trained = next((r["value"] for r in found.get("rows", []) if r["name"] == "train_seconds"), 0)          # what a resumed run found done is in no wall clock
     return [Line(stage, "took", max(made["wall_s"], trained), "s", "measured", note)]
 
@@ -359,7 +359,7 @@ def plan(profile="digits", sets=(), rate: Rate | None = None, device=None, root=
         if s in ("40_dmd", "41_dmdr"): lines = plan_distill(s, full, c, rate, dtype, fused)
         if s == "50_caching": lines = plan_caching(full, c, rate)
         changed = ", ".join(f"{k}={x}" for k, x in v.items() if k != "profile" and x != defaults[s][k]) or "the defaults"
-        out += lines + published(s, profile, v, root) or [Line(s, "cost", math.nan, kind="unknown", note=f"not planned, and no published run to look at; it runs with {changed}")]
+        out += lines + published(s, profile, v, root, defaults[s]) or [Line(s, "cost", math.nan, kind="unknown", note=f"not planned, and no published run to look at; it runs with {changed}")]
     return out
 
 # %% ../nbs/62_plan.ipynb #a1de8d33
