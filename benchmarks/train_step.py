@@ -103,12 +103,6 @@ def contestant(pipe, name, shape, batch, threads, regional, clock):
     pipe.send("ready")
     while (i := pipe.recv()) is not None: start = now(); works[i](); pipe.send(now() - start)
 
-def matmul_rate(dtype, now, n: int = 1024) -> float:
-    "FLOP/s of n x n matrix products, the median of twenty by the clock `now`."
-    a, b, times = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype), []
-    for _ in range(22): start = now(); a @ b; times.append(now() - start)
-    return 2 * n**3 / statistics.median(times[2:])
-
 def measure(args, shape, batch):
     "Images/s of every contestant: {name: [step, forward and backward, sampling]}."
     ctx, ends = mp.get_context("spawn"), {}
@@ -129,8 +123,9 @@ def main():
     args = p.parse_args(); torch.set_num_threads(args.threads)
     from fmnb.core import Run, atomic_write, cpu_name, project_root
     from fmnb.dit import DiTConfig, flops
+    from fmnb.training import matmul_rate
     cpu = cpu_name().rsplit(" x", 1)[0]; file, run = f"train_step_{re.sub('[^a-z0-9]+', '_', cpu.lower())}", Run("train_step", args.out or "peers", threads=args.threads, repeats=args.repeats, clock=args.clock, regional=args.regional)
-    peak = {d: matmul_rate(d, CLOCKS[args.clock]) for d in (torch.bfloat16, torch.float32)}
+    peak = {d: matmul_rate(2., d, device=torch.device("cpu"), now=CLOCKS[args.clock]) for d in (torch.bfloat16, torch.float32)}
     how = f"{args.threads} thread(s), medians of {args.repeats} turns, {args.clock} clock, peers compiled {'block by block' if args.regional else 'whole'}"
     print(f"{cpu}, torch {torch.__version__}, {how}; products of matrices alone: bf16 {peak[torch.bfloat16] / 1e9:.0f}, fp32 {peak[torch.float32] / 1e9:.0f} GFLOP/s\n\nimages/s (fmnb with AdamW over it; share of the matrix products' rate)\n")
     print("| shape | contestant | step | forward + backward | sampling |\n|---|---|---|---|---|")
@@ -138,6 +133,7 @@ def main():
     for key in args.shapes:
         shape = dict(SHAPES[key]); batch = shape.pop("batch"); m = measure(args, shape, batch); us = m["fmnb", "adamw"]
         cost, what = flops(DiTConfig(channels=3, patch=PATCH, num_classes=CLASSES, overlap=False, **shape))["total"], f"{shape['depth']} x {shape['width']}, {(shape['size'] // PATCH) ** 2} tokens, batch {batch}"
+        for kind, k in WHAT.items(): run.row(f"{key}_limit_{kind}", peak[torch.bfloat16] / (k * cost), unit="images/s", note=f"{what}, if matrix products in bf16 were all")
         for name, rates in m.items():
             share = [r * k * cost / peak[torch.float32 if name[1] is False else torch.bfloat16] for r, k in zip(rates, WHAT.values())]
             print(f"| {key}: {what} | {NAMES[name]} | " + " | ".join(f"{r:.1f} ({u / r:.2f}; {s:.2f})" for r, u, s in zip(rates, us, share)) + " |")

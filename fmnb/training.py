@@ -275,14 +275,14 @@ def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("c
         yield dict(step=state.step, loss=loss.mean().item(), grad_norm=norm, lr=scale, bins=t_bins(loss, t), loading=loading / (time.perf_counter() - began))
 
 # %% ../nbs/31_training.ipynb #31peak01
-def matmul_rate(seconds: float = 2.0, dtype=None, n: int = 1024, device=None) -> float:
-    "FLOP/s of n x n matrix products on this machine, measured for about `seconds`."
+def matmul_rate(seconds: float = 2.0, dtype=None, n: int = 1024, device=None, now=time.perf_counter) -> float:
+    "FLOP/s of n x n matrix products on this machine, measured for about `seconds` by the clock `now`."
     device = device or core.device(); dtype = dtype or core.autocast_dtype(device)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    (a @ b).sum().item(); count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds: a @ b; count += 1; wait()
-    return 2 * n**3 * count / (time.perf_counter() - start)
+    (a @ b).sum().item(); count, start = 0, now()
+    while now() - start < seconds: a @ b; count += 1; wait()
+    return 2 * n**3 * count / (now() - start)
 
 @cache
 def measured_peak(device) -> float:
@@ -356,7 +356,7 @@ def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=t
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
-    made_of = dict(images=getattr(data, "identity", None) or digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(load_tensors(start)[0])) if start else {})
+    made_of = dict(images=getattr(data, "identity", None) or digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(tensors)) if start else {})
     return State(dict(model=model), optimizers, ema=dict(model=cfg.ema) | {f"model@{d:g}": d for d in cfg.emas}, settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(type(model_cfg)()) | asdict(TrainConfig()))
 
 # %% ../nbs/31_training.ipynb #31snap00
