@@ -18,7 +18,7 @@ def main():
     p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report"); p.add_argument("--name", default="snapshots")
     args = p.parse_args(); torch.set_num_threads(1)
     if not (files := sorted(args.folder.glob("ema_*.safetensors"))): raise UserError(f"{args.folder} holds no ema_*.safetensors; name the folder of a training with snap_every above 0")
-    made, judge = json.loads((args.folder/"config.json").read_text()), load_judge(made["profile"])[0]
+    made = json.loads((args.folder/"config.json").read_text()); judge = load_judge(made["profile"])[0]
     run = Run(args.name, args.out or made["profile"], **{k: made[k] for k in ("predict", "width", "depth", "patch", "steps", "batch", "optimizer", "sample_steps", "w") if k in made}, n=args.n)
     print(f"{judge.extractor.metric(args.n)}, {made['sample_steps']} Euler steps, w = {made['w']:g}, torch {torch.__version__}\n\n| images | FD | judge accuracy | recall |\n|---|---|---|---|")
     for file in files:
