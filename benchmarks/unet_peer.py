@@ -5,10 +5,10 @@
 Trainings one after the other, each for the same processor seconds of one thread (so that other work on the machine takes nothing from anybody), interrupted at will and resumed by the same command: `ours`, the transformer and recipe of profile
 cifar10; `ours_v`, the same with a head that says the velocity instead of the image; `unet`, torchcfm's example for CIFAR-10 (35.7 M parameters, dropout 0.1, flips, independent coupling, Adam 2e-4, clip 1), in bf16 and channels-last as it is fastest here; `unet_small`, the same with a quarter of the channels, which costs about
 as much a forward as ours. Their warm-up (5,000 steps) and EMA (0.9999) are longer than a short training: the warm-up becomes a tenth of the steps, and the best of the live weights and three averages is judged. They know no
-classes, so ours is judged without a class as well as with it. Columns: images seen, Fréchet distance to the test images, bits per dimension of test images. More seeds later cost only themselves: the table has all seeds that were ever judged, up to `--seeds`. With `--out profile` it goes to reports/<profile>/results/unet_peer.json."""
+classes, so ours is judged without a class as well as with it. Columns: images seen, Fréchet distance to the test images, bits per dimension of test images. More seeds later cost only themselves: the table has all seeds that were ever judged, up to `--seeds`, and what was published of them (reports/<profile>/weights/unet_peer) is not done again. With `--out profile` it goes to reports/<profile>/results/unet_peer.json."""
 import argparse, statistics, time
 import torch
-from fmnb.core import Run, autocast, atomic_write, generator, load_tensors, load_weights, project_root, save_tensors
+from fmnb.core import Run, autocast, atomic_write, generator, load_tensors, load_weights, project_root, restored, save_tensors
 from fmnb.data import batch_indices, load
 from fmnb.dit import DiTConfig, compile_blocks
 from fmnb.evaluation import balanced_labels, evenly, load_judge, sample
@@ -84,10 +84,10 @@ def bits(net, data, judge, args, null: int, until: float = .97):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); names = [*OURS, "unet_small", "unet"]
     p.add_argument("--minutes", type=float, default=10); p.add_argument("--n", type=int, default=500); p.add_argument("--steps", type=int, default=15); p.add_argument("--bits", type=int, default=32)
-    p.add_argument("--seeds", type=int, default=1); p.add_argument("--only", nargs="*", default=names, choices=names); p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
+    p.add_argument("--seeds", type=int, default=1); p.add_argument("--only", nargs="+", default=names, choices=names); p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
     args = p.parse_args(); torch.set_num_threads(1)
     data, judge = load("cifar10", "train"), load_judge("cifar10")[0]
-    run = Run("unet_peer", args.out or "peers", minutes=args.minutes, n=args.n, steps=args.steps)
+    restored("unet_peer", profile := args.out or "peers"); run = Run("unet_peer", profile, minutes=args.minutes, n=args.n, steps=args.steps)
     folder = lambda name, seed: run/(f"{name}_{args.minutes:g}" + (f"_seed{seed}" if seed else ""))
     at = lambda name, seed: folder(name, seed)/f"judged_{args.n}_{args.steps}_{args.bits}.safetensors"
     for seed in range(args.seeds):
@@ -103,9 +103,9 @@ def main():
 
 def table(run: Run, found: dict, args, judge):
     "Rows, and their print, of what was judged: {contestant: {seed: (bits of each image, numbers)}}."
-    def row(name, values, **how):
+    def row(name, values, spread=None, **how):
         "Mean and deviation over seeds; of a single seed the spread that is given."
-        spread = statistics.stdev(values) if len(values) > 1 else how.pop("spread", None); how.pop("spread", None)
+        if len(values) > 1: spread = statistics.stdev(values)
         return run.row(name, statistics.mean(values), spread=spread, seeds=len(values), **how), spread
     say = lambda v, s: f"{v:.4g}" + (f" ± {s:.2g}" if s else "")
     print(f"{args.minutes:g} minutes of one thread each, torch {torch.__version__}; {judge.extractor.metric(args.n)} with {args.steps} Euler steps\n\n| contestant | parameters | images | seeds | FD | FD, guided, with classes | bits/dim |\n|---|---|---|---|---|---|---|")
