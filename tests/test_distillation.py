@@ -1,5 +1,5 @@
 "The stages of distillation from outside: whichever groups of rows the ablation is asked for, and parameters that cannot work."
-import json
+import json, subprocess, sys
 from pathlib import Path
 import pytest
 from fmnb import runner
@@ -25,3 +25,11 @@ def test_refusals(stage, wrong, says, stages):
     folder, run = stages
     with pytest.raises(UserError, match=says) as e: run(stage, wrong)
     assert "\n" not in str(e.value) and not list(folder.glob("4[13]*/**/*.safetensors"))          # nothing was trained first
+
+def test_snapshots_as_the_page_judged_them(stages):
+    "`benchmarks/snapshots.py` gives a training's averages the distance that its own page gives them."
+    folder, _ = stages; root = Path(__file__).resolve().parent.parent; script = [sys.executable, "benchmarks/snapshots.py"]
+    assert subprocess.run([*script, str(folder/"33_scaled_dit"), "--name", "looked"], cwd=root, capture_output=True).returncode == 0
+    ours, page = ({r["name"]: r["value"] for r in json.loads((folder/stage/"results.json").read_text())["rows"] if r["name"].startswith("fd_at_")} for stage in ("looked", "33_scaled_dit"))
+    assert ours == pytest.approx(page, rel=1e-3) and page
+    r = subprocess.run([*script, str(folder/"32_evaluation")], cwd=root, capture_output=True, text=True); assert r.returncode == 2 and "holds no ema_" in r.stderr
