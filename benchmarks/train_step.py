@@ -3,7 +3,7 @@
     python benchmarks/train_step.py [--repeats 10] [--threads 1] [--shapes S64 S256 cifar] [--clock wall] [--regional] [--out cifar10]
 
 Every contestant is a process of its own, with its own library's defaults; the processes take turns, one step at a time, so that what else the machine does meets all of them alike. The peers run as their users run them
-(fp32, eager) and at their best (bf16 autocast, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
+(fp32, eager) and at their best (bf16 autocast, fused AdamW, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
 ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core.
 The bars compare ours with the better of the peers, and each rate is also given as its share of what products of bf16 (fp32) matrices alone reach here: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
 With `--out profile` the numbers go to reports/<profile>/results/train_step_<processor>.json, a file a kind of processor, which notebook 64 draws."""
@@ -54,7 +54,7 @@ class Diffusers(nn.Module):
 
 def peer(kind, best, shape, batch, regional):
     "The three things that are timed, for a peer: a step, forward and backward, sampling."
-    model = dict(sit=SiT, diffusers=Diffusers)[kind](**shape); opt = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.)
+    model = dict(sit=SiT, diffusers=Diffusers)[kind](**shape); opt = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0., fused=best)
     ema, net = [p.detach().clone() for p in model.parameters()], model
     if best and regional:
         for b in model.blocks: b.compile(dynamic=False)

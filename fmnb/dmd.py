@@ -134,7 +134,7 @@ def distill_state(teacher: DiT, cfg, cls=State, nets=None) -> State:
     weights, width = teacher.state_dict(), teacher.cfg.width
     student, critic = (load_weights(m, weights).to(teacher.head.weight).train() for m in nets or (DiT(teacher.cfg), DiT(teacher.cfg)))    # no deepcopy: a copy of compiled blocks runs the original's weights
     modules = dict(student=student, critic=add_lora(critic, cfg.rank) if cfg.dyna_dg else critic) | (dict(head=Discriminator(width).to(teacher.head.weight)) if cfg.gan else {})
-    opt = lambda lr, *names: torch.optim.AdamW([p for n in names for p in modules[n].parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    opt = lambda lr, *names: torch.optim.AdamW([p for n in names for p in modules[n].parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     return cls(modules, dict(student=opt(cfg.lr, "student"), critic=opt(cfg.critic_lr, *(n for n in modules if n != "student"))), ema=dict(student=cfg.ema),
                settings=asdict(cfg) | dict(teacher=digest(weights)), defaults=asdict(type(cfg)()))
 

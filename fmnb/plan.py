@@ -77,6 +77,7 @@ def stepped(state: State) -> State:
     "`state` (on the meta device) with everything that its optimizers make at their first step."
     for o in set(state.optimizers.values()):
         for p in (p for g in o.param_groups for p in g["params"]): p.grad = torch.empty_like(p)
+        for g in (g for g in o.param_groups if "fused" in g): g["fused"] = False      # the fused step wants a real device
         o.step()
     return state
 
@@ -162,7 +163,6 @@ def _step_memory(model: tuple, train: str, dtype, fused: bool, recompute: bool, 
     attend = patch("fmnb.dit.attend", F.scaled_dot_product_attention) if fused else patch("fmnb.dit._", None, create=True)
     with attend, FakeTensorMode(), Live(lambda: done[0]) as live:
         net = DiT(cfg); weights = live.now; opts = param_groups(recompute_blocks(net) if recompute else net, t)
-        for g in (g for o in opts for g in o.param_groups if "fused" in g): g["fused"], g["foreach"] = True, False      # the other ways ask a fake tensor for its value
         for p in net.parameters(): p.register_post_accumulate_grad_hook(lambda p: done.__setitem__(0, sum(q.grad.nbytes for q in net.parameters() if q.grad is not None)))
         emas = [{k: v.detach().clone() for k, v in net.state_dict().items()} for _ in [t.ema, *t.emas]]
         fake_step(net, opts, emas, t, dtype, micro)                                            # makes the optimizer's state

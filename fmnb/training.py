@@ -80,7 +80,7 @@ def param_groups(model, cfg) -> list:
     matrices = {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2 and ".ada." not in n}
     if cfg.optimizer == "adamw": matrices = set()
     rest = [p for n, p in model.named_parameters() if n not in matrices]
-    opts = [torch.optim.AdamW(rest, lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    opts = [torch.optim.AdamW(rest, lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
     return opts + ([Muon([p for n, p in model.named_parameters() if n in matrices], lr=cfg.muon_lr)] if matrices else [])
 
 # %% ../nbs/31_training.ipynb #3c0b1d5f
