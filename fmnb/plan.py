@@ -77,7 +77,7 @@ def stepped(state: State) -> State:
     "`state` (on the meta device) with everything that its optimizers make at their first step."
     for o in set(state.optimizers.values()):
         for p in (p for g in o.param_groups for p in g["params"]): p.grad = torch.empty_like(p)
-        for g in (g for g in o.param_groups if "fused" in g): g["fused"] = False      # the fused step wants a real device
+        for g in o.param_groups: g["fused"] = False      # the fused step wants a real device
         o.step()
     return state
 
