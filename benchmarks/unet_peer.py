@@ -77,9 +77,9 @@ def judged(name: str, candidates, data, judge, args) -> dict:
     out = dict(weights=net[0], fd=judge(draw(net[1], null), labels).fd, bits=bits(net[1], data, judge, args, 10)) | (dict(fd_guided=judge(draw(net[1], labels, 2.), labels).fd) if name in OURS else {})
     return out
 
-def bits(net, data, judge, args, null: int, until: float = .97):
+def bits(net, data, judge, args, null: int):
     "Bits per dimension as notebook 33 codes images, here without their labels."
-    return image_bits(net, *(some.subset(evenly(len(some), args.bits)) for some in (data, judge.reference)), until, batch=16, label=null)[0]
+    return image_bits(net, *(some.subset(evenly(len(some), args.bits)) for some in (data, judge.reference)), batch=16, label=null)[0]
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter); names = [*OURS, "unet_small", "unet"]
@@ -89,7 +89,7 @@ def main():
     data, judge = load("cifar10", "train"), load_judge("cifar10")[0]
     restored("unet_peer", profile := args.out or "peers"); run = Run("unet_peer", profile, minutes=args.minutes, n=args.n, steps=args.steps)
     folder = lambda name, seed: run/(f"{name}_{args.minutes:g}" + (f"_seed{seed}" if seed else ""))
-    at = lambda name, seed: folder(name, seed)/f"judged_{args.n}_{args.steps}_{args.bits}.safetensors"
+    at = lambda name, seed: folder(name, seed)/f"judged_{args.n}_{args.steps}_{args.bits}_calibrated.safetensors"
     for seed in range(args.seeds):
         for name in args.only:
             if at(name, seed).exists(): continue
@@ -112,7 +112,7 @@ def table(run: Run, found: dict, args, judge):
     for name, seeds in found.items():
         of = [meta for _, meta in seeds.values()]; how = f"{of[0]['size']:,} parameters, {of[0]['images']:,} images in {args.minutes:g} minutes of one thread, {of[0]['weights']} weights"
         fd = {k: row(f"{name}_{k}", [m[k] for m in of], n=args.n, higher_is_better=False, note=f"{judge.extractor.metric(args.n)}, {args.steps} Euler steps, {'w=2 with classes' if k != 'fd' else 'no classes'}; {how}") for k in ("fd", "fd_guided") if k in of[0]}
-        b = row(f"{name}_bits_per_dim", [m["bits_per_dim"] for m in of], spread=standard_error(next(iter(seeds.values()))[0]["each"]).item(), n=args.bits, unit="bits", higher_is_better=False, note=f"test images without their labels, to t = 0.97, then a logistic; {how}")
+        b = row(f"{name}_bits_per_dim", [m["bits_per_dim"] for m in of], spread=standard_error(next(iter(seeds.values()))[0]["each"]).item(), n=args.bits, unit="bits", higher_is_better=False, note=f"test images without their labels, to t = 0.995 of the calibrated velocity, then a logistic; {how}")
         run.row(f"{name}_images", of[0]["images"], unit="images", note=how)
         print(f"| {name} | {of[0]['size'] / 1e6:.1f} M | {of[0]['images']:,} | {len(of)} | {say(*fd['fd'])} | {say(*fd['fd_guided']) if 'fd_guided' in fd else ''} | {say(*b)} |", flush=True)
     for us in (n for n in found if n in OURS):

@@ -122,7 +122,7 @@ def look(x) -> tuple:
 
 class Bench:
     "Teacher, judge and settings that all units share; `folder` holds `units.jsonl` and what later units start from."
-    version = 2      # of what a line of `units.jsonl` holds
+    version = 3      # of what a line of `units.jsonl` holds
     def __init__(self, folder, profile: str, settings: dict):
         made = json.loads((upstream("33_scaled_dit", profile)/"config.json").read_text())
         self.folder, self.settings, self.w = Path(folder), dict(settings), made["w"]

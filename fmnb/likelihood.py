@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from .core import UserError, device, generator
 from .paths import bcast
-from .solvers import RK4, Heun, Solver
+from .solvers import RK4, Solver
 
 # %% ../nbs/25_likelihood.ipynb #dec3812d
 def random_signs(n: int, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -160,14 +160,14 @@ def calibrated(velocity, known, y, until: float, n: int = 25, seed: int = 0):
     mixed.gains = gains
     return mixed
 
-def image_bits(velocity, known, test, until: float = .97, steps: int = 20, batch: int = 64, seed: int = 0, label: int | None = None, calibrate: bool = False) -> tuple[BitsPerDim, float]:
+def image_bits(velocity, known, test, until: float = .995, steps: int = 12, batch: int = 64, seed: int = 0, label: int | None = None, calibrate: bool = True) -> tuple[BitsPerDim, float]:
     """`coded_bits` of the images of `test` (an `ImageSet`) given their labels, or all given `label`, and the scale of the logistic, of 33 the one that codes the images of `known`, another set, best.
 
-    The flow goes to t = `until` in `steps` Heun steps that are equal in log(1 - t). `calibrate`: `velocity` is first `calibrated` on `known`."""
+    The flow goes to t = `until` in `steps` steps of RK4 that are equal in log(1 - t). `calibrate`: `velocity` is first `calibrated` on `known`."""
     given = lambda some: (some.y if label is None else torch.full_like(some.y, label)).to(device())
     x_t, t = (until * known.x + (1 - until) * torch.randn(known.x.shape, generator=generator(seed, 33))).to(device()), torch.full((len(known),), until, device=device())
     if calibrate: velocity = calibrated(velocity, known, given(known), until, seed=seed)
     with torch.no_grad(): guess = (x_t + (1 - until) * velocity(x_t, t, y=given(known))).double().cpu()
     scale = min(torch.logspace(-3, -1, 33).tolist(), key=lambda s: level_bits(known.u8, guess, s).sum())
     grid = 1 - (1 - until)**torch.linspace(0, 1, steps + 1)
-    return coded_bits(velocity, test.u8.to(device()), grid, scale, solver=Heun(), batch=batch, seed=seed, y=given(test)), scale
+    return coded_bits(velocity, test.u8.to(device()), grid, scale, solver=RK4(), batch=batch, seed=seed, y=given(test)), scale
