@@ -109,6 +109,7 @@ def table(run: Run, found: dict, args, judge):
         return run.row(name, statistics.mean(values), spread=spread, seeds=len(values), **how), spread
     say = lambda v, s: f"{v:.4g}" + (f" ± {s:.2g}" if s else "")
     print(f"{args.minutes:g} minutes of one thread each, torch {torch.__version__}; {judge.extractor.metric(args.n)} with {args.steps} Euler steps\n\n| contestant | parameters | images | seeds | FD | FD, guided, with classes | bits/dim |\n|---|---|---|---|---|---|---|")
+    run.row("minutes", args.minutes, unit="minutes", note="processor time of one thread that each contestant trained")
     for name, seeds in found.items():
         of = [meta for _, meta in seeds.values()]; how = f"{of[0]['size']:,} parameters, {of[0]['images']:,} images in {args.minutes:g} minutes of one thread, {of[0]['weights']} weights"
         fd = {k: row(f"{name}_{k}", [m[k] for m in of], n=args.n, higher_is_better=False, note=f"{judge.extractor.metric(args.n)}, {args.steps} Euler steps, {'w=2 with classes' if k != 'fd' else 'no classes'}; {how}") for k in ("fd", "fd_guided") if k in of[0]}

@@ -39,7 +39,7 @@ def test_from_images_to_results(fmnb_run):
     x, meta = load_tensors(fmnb_run.folder/"33_scaled_dit"/"samples.safetensors"); assert x["x"].shape == (24, 4, 8, 8)         # latents are kept, pictures are measured
     for name in ("floor_fd", "autoencoder_fd", "teacher_fd"): assert "fd_effnet_24 against" in rows[name]["note"] and rows[name]["n"] == 24
     assert 0 < rows["floor_fd"]["value"] < rows["autoencoder_fd"]["value"]                                                   # random weights copy badly
-    assert {"teacher_kd", "teacher_precision", "teacher_recall", "nearest_neighbour_ratio", "fd_at_0k", "train_images_per_s", "sample_seconds_per_image"} <= set(rows)
+    assert {"teacher_kd", "teacher_precision", "teacher_recall", "nearest_neighbour_ratio", "fd_at_0.08k", "fd_at_0.16k", "train_images_per_s", "sample_seconds_per_image"} <= set(rows)
     assert "teacher_judge_accuracy" not in rows and "bits_per_dim" not in rows                                               # not measured, so absent
     assert [p.name for p in sorted((fmnb_run.folder/"33_scaled_dit").glob("ema_*"))] == ["ema_000010.safetensors", "ema_000020.safetensors"]
     assert fmnb_run().out.count("done") == 2
