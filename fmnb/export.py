@@ -42,7 +42,7 @@ def card(stage: str, profile: str, folder: Path) -> str:
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e6
     rows = "\n".join(f"| {r['name']} | {show_number(r)} | {r['note']} |" for r in made["rows"])
     return (f"# {stage} of profile {profile}\n\nWeights of fmnb, {size:.1f} MB, matrices in bfloat16; made by `fmnb_run --profile {profile} --only {stage}` at commit `{p['commit'][:10]}` on {p['cpu'] if p['device'] == 'cpu' else p['device']}, seed {p['seed']}{', going on from ' + start if (start := p['parameters'].get('start')) else ''}. "
-            f"MIT licence; the training data has its own.\n\nEverything that needs this stage takes these files when it was not run here." + (f" To train on from them: `fmnb_run --profile {profile} --only {stage} --set start=reports/{profile}/weights/{stage}/ema.safetensors`." if stage == "33_scaled_dit" else "") + "\n\n"
+            f"MIT licence; the training data has its own.\n\nEverything that needs this stage takes these files when it was not run here." + (f" To train on from them: `fmnb_run --profile {profile} --only {stage} --set start=reports/{profile}/weights/{stage}/ema.safetensors`; with `--set steps=0` as well they are judged again as they are." if stage == "33_scaled_dit" else "") + "\n\n"
             f"| measured | value | how |\n|---|---|---|\n{rows}\n")
 
 @command
