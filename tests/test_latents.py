@@ -1,5 +1,5 @@
 "The profile of ImageNet's latents, from images to results, as it stands but for its sizes: a small autoencoder with random weights and images of 64 pixels."
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
@@ -43,6 +43,16 @@ def test_from_images_to_results(fmnb_run):
     assert "teacher_judge_accuracy" not in rows and "bits_per_dim" not in rows                                               # not measured, so absent
     assert [p.name for p in sorted((fmnb_run.folder/"33_scaled_dit").glob("ema_*"))] == ["ema_000010.safetensors", "ema_000020.safetensors"]
     assert fmnb_run().out.count("done") == 2
+
+def test_weights_are_judged_as_they_are(fmnb_run):
+    refused(fmnb_run("33.steps=0", only="33"), "set 33.start to their file")
+    folder = fmnb_run.folder/"33_scaled_dit"; trained = {r["name"]: r["value"] for r in json.loads((folder/"results.json").read_text())["rows"]}
+    shutil.copytree(folder, start := fmnb_run.folder/"published"); shutil.rmtree(folder)
+    r = fmnb_run("33.steps=0", f"33.start={start}/ema.safetensors", only="33"); assert r.returncode == 0, r.err
+    judged = {r["name"]: r["value"] for r in json.loads((folder/"results.json").read_text())["rows"]}
+    same = {"images_seen", "train_hours", "teacher_fd", "teacher_recall", "fd_at_0.08k", "fd_at_0.16k", "nearest_neighbour_ratio"}
+    assert {k: judged[k] for k in same} == {k: trained[k] for k in same} and "train_images_per_s" not in judged
+    assert (folder/"history.jsonl").read_bytes() == (start/"history.jsonl").read_bytes()
 
 def test_what_latents_cannot_do(fmnb_run):
     refused(fmnb_run("33.n_bits=4", only="33"), "33.n_bits=0")
