@@ -25,7 +25,7 @@ def main():
         net, seen = compile_blocks(load_dit(file)), images_seen(file); c, y = net.cfg, balanced_labels(n, net.cfg.num_classes)
         s = judge(sample(net, y, (c.channels, c.size, c.size), steps, made["w"], c.num_classes, made["seed"])[0], y)
         for k, v in dict(fd=s.fd, judge_accuracy=s.accuracy, recall=s.recall).items():
-            run.row(f"{k}_at_{seen // 1000}k", v, n=n, higher_is_better=k != "fd", note=f"{judge.extractor.metric(n)}, {steps} Euler steps, w={made['w']}, after {seen:,} images, the head says {c.predict}")
+            run.row(f"{k}_at_{seen / 1000:g}k", v, n=n, higher_is_better=k != "fd", note=f"{judge.extractor.metric(n)}, {steps} Euler steps, w={made['w']}, after {seen:,} images, the head says {c.predict}")
         print(f"| {seen:,} | {s.fd:.1f} | {s.accuracy:.3f} | {s.recall:.3f} |", flush=True)
     run.finish()
     if args.out: atomic_write(project_root()/"reports"/args.out/"results"/f"{args.name}.json", (run/"results.json").read_bytes())
