@@ -20,6 +20,7 @@ def notebook(path, code, title, stage=True):
     new = nbformat.v4
     cells = [new.new_markdown_cell(f"# {title}\n> One line about it, with $x_t$.")] + [new.new_code_cell(c) for c in code]
     if stage: cells[1].metadata["tags"] = ["parameters"]
+    for i, c in enumerate(cells): c.id = f"cell{i}"
     nbformat.write(new.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), path)
 
 class Project:
@@ -31,7 +32,7 @@ class Project:
         notebook(root/"nbs"/"20_second.ipynb", STAGE_B, "Second")
         notebook(root/"nbs"/"30_page.ipynb", ["#| hide\nsecret = 1", "#| export\ndef visible(): return 1", "from base64 import b64decode\nfrom IPython.display import display, Markdown",
                  f"display({{'image/png': b64decode('{PIXEL}')}}, metadata={{'image/png': {{'alt': 'a red pixel'}}}}, raw=True); display(Markdown('*found $y=1$*'))"], "Page", stage=False)
-        notebook(root/"nbs"/"index.ipynb", ["from IPython.display import Markdown\nfrom fmnb.site import results_table", "Markdown(results_table('digits') + '\\n\\n[a page](nbs/30_page.ipynb)')"], "Tiny", stage=False)
+        notebook(root/"nbs"/"index.ipynb", ["from IPython.display import Markdown\nfrom fmnb.site import picture, results_table", "picture('digits/30_page', 'cell4')", "Markdown(results_table('digits') + '\\n\\n[a page](nbs/30_page.ipynb)')"], "Tiny", stage=False)
         (root/"nbs"/"profiles"/"digits.yaml").write_text("about: a tiny chain\nstages: {10_first: {width: 5}, 20_second: {}}\n")
         (root/"nbs"/"profiles"/"fast.yaml").write_text("about: without pages\npages: false\nstages: {10_first: {}, 20_second: {}}\n")
         for name in ("_quarto.yml", "nbs/site.css", "nbs/favicon.svg", "nbs/quarto_filter.py"): (root/name).write_text((real/name).read_text())

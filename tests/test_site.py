@@ -33,7 +33,7 @@ def test_page_is_readable(site):
 
 def test_front_page_has_the_results(site):
     text = (site/"index.html").read_text()
-    assert ">double</td>" in text and "results_table(" not in text and 'href="reports/digits/30_page.html"' in text.replace("./", "")
+    assert 'alt="a red pixel"' in text and "found " in text and ">double</td>" in text and "results_table(" not in text and 'href="reports/digits/30_page.html"' in text.replace("./", "")
 
 def test_quarto_gets_the_same_notebooks(reported, tmp_path):
     "Quarto on PATH is called in the project, with the executed index in place; its filter is `prepare`."
@@ -50,6 +50,8 @@ def test_readme_check(reported, site):
     assert reported.run("--readme", "check", module="site").returncode == 0
     text = (reported.root/"README.md").read_text()
     assert "| double |" in text and "import" not in text
-    (reported.root/"README.md").write_text(text + "typed by hand\n")
+    picture = reported.root/"reports"/"pictures"/"digits-30_page-cell4.png"
+    assert f"![a red pixel](reports/pictures/{picture.name})" in text and picture.read_bytes().startswith(b"\x89PNG")
+    (reported.root/"README.md").write_text(text + "typed by hand\n"); picture.write_bytes(b"another picture")
     r = reported.run("--readme", "check", module="site")
-    assert r.returncode == 1 and "run fmnb_site --readme write" in r.err
+    assert r.returncode == 1 and "run fmnb_site --readme write" in r.err and "README.md" in r.err and picture.name in r.err
