@@ -3,17 +3,21 @@
     python benchmarks/train_step.py [--repeats 10] [--threads 1] [--shapes S64 S256 cifar] [--clock wall] [--regional] [--out cifar10]
 
 Every contestant is a process of its own, with its own library's defaults; the processes take turns, one step at a time, so that what else the machine does meets all of them alike. The peers run as their users run them
-(fp32, eager) and at their best (bf16 autocast, fused AdamW, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
+(fp32, eager) and at their best (bf16 autocast where the processor multiplies in it, fused AdamW, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
 ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core.
-The bars compare ours with the better of the peers, and each rate is also given as its share of what products of bf16 (fp32) matrices alone reach here: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
+The bars compare ours with the better of the peers, and each rate is also given as its share of what products of matrices alone reach here in the same precision: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
 With `--out profile` the numbers go to reports/<profile>/results/train_step_<processor>.json, a file a kind of processor, which notebook 64 draws."""
 import argparse, contextlib, math, multiprocessing as mp, re, statistics, time
 import torch, torch.nn as nn, torch.nn.functional as F
+from fmnb.core import Run, atomic_write, autocast, autocast_dtype, cpu_name, project_root
 
+CPU = torch.device("cpu")
+FAST = autocast_dtype(CPU)           # what ours and the peers at their best compute in
 SHAPES = dict(S64=dict(size=32, width=384, depth=12, heads=6, batch=64), S256=dict(size=64, width=384, depth=12, heads=6, batch=16), cifar=dict(size=32, width=256, depth=8, heads=4, batch=64),
               tiny=dict(size=16, width=64, depth=2, heads=2, batch=8))
 PATCH, CLASSES = 4, 10
-NAMES = {("fmnb", "adamw"): "fmnb, AdamW", ("fmnb", "muon"): "fmnb, Muon", ("sit", False): "SiT, fp32 eager", ("sit", True): "SiT, bf16 compiled", ("diffusers", False): "diffusers, fp32 eager", ("diffusers", True): "diffusers, bf16 compiled"}
+BEST = f"{'bf16' if FAST == torch.bfloat16 else 'fp32'} compiled"
+NAMES = {("fmnb", "adamw"): "fmnb, AdamW", ("fmnb", "muon"): "fmnb, Muon", ("sit", False): "SiT, fp32 eager", ("sit", True): f"SiT, {BEST}", ("diffusers", False): "diffusers, fp32 eager", ("diffusers", True): f"diffusers, {BEST}"}
 CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
 WHAT = dict(step=3, both=3, sampling=2)        # what is timed, and how many forwards' FLOPs an image costs: a backward counts two, guidance two
 
@@ -59,7 +63,7 @@ def peer(kind, best, shape, batch, regional):
     if best and regional:
         for b in model.blocks: b.compile(dynamic=False)
     elif best: net = torch.compile(model, dynamic=False)
-    cast = lambda: torch.autocast("cpu", torch.bfloat16) if best else contextlib.nullcontext()
+    cast = lambda: autocast(CPU) if best else contextlib.nullcontext()
     x1, y, size = torch.randn(batch, 3, shape["size"], shape["size"]), torch.randint(0, CLASSES, (batch,)), shape["size"]
     def both():
         t, x0 = torch.rand(batch), torch.randn_like(x1); s = t[:, None, None, None]; opt.zero_grad(set_to_none=True)
@@ -76,22 +80,21 @@ def peer(kind, best, shape, batch, regional):
 
 def ours(optimizer, shape, batch):
     "The same three of fmnb: `train` itself for the step."
-    from fmnb.core import autocast
     from fmnb.data import ImageSet
     from fmnb.dit import DiTConfig, compile_blocks
     from fmnb.training import TrainConfig, fm_loss, generator, train, train_state
     data = ImageSet(torch.randint(0, 256, (256, 3, shape["size"], shape["size"]), dtype=torch.uint8), torch.randint(0, CLASSES, (256,)), [str(i) for i in range(CLASSES)], flips=True)
     cfg = TrainConfig(steps=10**6, batch=batch, optimizer=optimizer); state = train_state(data, DiTConfig(channels=3, patch=PATCH, num_classes=CLASSES, **shape), cfg)
     model, loop, gen = compile_blocks(state.modules["model"]), train(state, data, cfg), generator(0)
-    x1, y = data.batch(torch.arange(batch)); dev = torch.device("cpu")
+    x1, y = data.batch(torch.arange(batch))
     def both():
         for o in state.optimizers.values(): o.zero_grad(set_to_none=True)
-        with autocast(dev): loss, _ = fm_loss(model, x1, y, cfg, gen)
+        with autocast(CPU): loss, _ = fm_loss(model, x1, y, cfg, gen)
         loss.mean().backward()
     x2, t2, y2 = torch.randn(2 * batch, *x1.shape[1:]), torch.rand(2 * batch), torch.cat([y, torch.full_like(y, CLASSES)])
     @torch.no_grad()
     def sample():
-        with autocast(dev): model(x2, t2, y2)
+        with autocast(CPU): model(x2, t2, y2)
     return lambda: next(loop), both, sample
 
 def contestant(pipe, name, shape, batch, threads, regional, clock):
@@ -121,11 +124,10 @@ def main():
     p.add_argument("--clock", choices=list(CLOCKS), default="wall"); p.add_argument("--regional", action="store_true")
     p.add_argument("--out", default="", help="a profile, such as cifar10: the numbers are published in its report")
     args = p.parse_args(); torch.set_num_threads(args.threads)
-    from fmnb.core import Run, atomic_write, cpu_name, project_root
     from fmnb.dit import DiTConfig, flops
     from fmnb.training import matmul_rate
     cpu = cpu_name().rsplit(" x", 1)[0]; file, run = f"train_step_{re.sub('[^a-z0-9]+', '_', cpu.lower())}", Run("train_step", args.out or "peers", threads=args.threads, repeats=args.repeats, clock=args.clock, regional=args.regional)
-    peak = {d: matmul_rate(2., d, device=torch.device("cpu"), now=CLOCKS[args.clock]) for d in (torch.bfloat16, torch.float32)}
+    peak = {d: matmul_rate(2., d, device=CPU, now=CLOCKS[args.clock]) for d in (torch.bfloat16, torch.float32)}
     how = f"{args.threads} thread(s), medians of {args.repeats} turns, {args.clock} clock, peers compiled {'block by block' if args.regional else 'whole'}"
     print(f"{cpu}, torch {torch.__version__}, {how}; products of matrices alone: bf16 {peak[torch.bfloat16] / 1e9:.0f}, fp32 {peak[torch.float32] / 1e9:.0f} GFLOP/s\n\nimages/s (fmnb with AdamW over it; share of the matrix products' rate)\n")
     print("| shape | contestant | step | forward + backward | sampling |\n|---|---|---|---|---|")
@@ -133,9 +135,9 @@ def main():
     for key in args.shapes:
         shape = dict(SHAPES[key]); batch = shape.pop("batch"); m = measure(args, shape, batch); us = m["fmnb", "adamw"]
         cost, what = flops(DiTConfig(channels=3, patch=PATCH, num_classes=CLASSES, overlap=False, **shape))["total"], f"{shape['depth']} x {shape['width']}, {(shape['size'] // PATCH) ** 2} tokens, batch {batch}"
-        for kind, k in WHAT.items(): run.row(f"{key}_limit_{kind}", peak[torch.bfloat16] / (k * cost), unit="images/s", note=f"{what}, if matrix products in bf16 were all")
+        for kind, k in WHAT.items(): run.row(f"{key}_limit_{kind}", peak[FAST] / (k * cost), unit="images/s", note=f"{what}, if matrix products in {BEST[:4]} were all")
         for name, rates in m.items():
-            share = [r * k * cost / peak[torch.float32 if name[1] is False else torch.bfloat16] for r, k in zip(rates, WHAT.values())]
+            share = [r * k * cost / peak[torch.float32 if name[1] is False else FAST] for r, k in zip(rates, WHAT.values())]
             print(f"| {key}: {what} | {NAMES[name]} | " + " | ".join(f"{r:.1f} ({u / r:.2f}; {s:.2f})" for r, u, s in zip(rates, us, share)) + " |")
             for kind, r, s in zip(WHAT, rates, share): run.row(f"{key}_{'_'.join(re.findall('[a-z0-9]+', NAMES[name].lower()))}_{kind}", r, unit="images/s", higher_is_better=True, note=f"{what}; {s:.2f} of the rate of matrix products; {how}")
         worst = lambda i, best: us[i] / max(r[i] for (kind, b), r in m.items() if kind != "fmnb" and b == best)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from . import core
 from .core import UserError, autocast_dtype, command, project_root
-from .data import SOURCES
+from .data import SOURCES, own_folder, own_images
 from .dit import DiT, DiTConfig, flops, n_params
 from .dmd import DMDConfig
 from .latents import SHAPES, make_vae
@@ -210,14 +210,13 @@ class Line:
 TRAINING_IMAGES = dict(digits=(4_000, 1), fashion_mnist=(60_000, 1), cifar10=(50_000, 3))      # images of the split "train", channels
 
 def data_facts(name: str) -> tuple[int, int, int]:
-    "Training images, channels and classes of a data set, without reading an image; for a folder colour is assumed."
+    "Training images, channels and classes of a data set, without decoding an image; for a folder colour is assumed."
     if name in TRAINING_IMAGES: return *TRAINING_IMAGES[name], len(SOURCES[name][4])
     if name == "imagenet": return 1_281_167, 3, 1000
     if name in SOURCES: raise UserError(f"data set {name} has no split 'train' to learn from; choose one of {', '.join(TRAINING_IMAGES)} or a folder of images")
-    if not Path(name).is_dir(): raise UserError(f"no data set '{name}': it is neither one of {', '.join(TRAINING_IMAGES)} nor a folder of images")
-    files = [p for p in Path(name).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")]
-    if not files: raise UserError(f"the folder {name} holds no images; put image files in it")
-    return len(files), 3, max(1, len({p.parent for p in files}))
+    if not (own := own_folder(name)): raise UserError(f"no data set '{name}': it is neither one of {', '.join(TRAINING_IMAGES)} nor a folder of images; say data=/path/to/images")
+    _, data, _, classes = own_images(own)
+    return len(data), 3, len(classes)
 
 # %% ../nbs/62_plan.ipynb #62lat001
 def training_facts(full: dict) -> tuple[int, int, int]:

@@ -329,7 +329,7 @@ def run_cli(argv=None):
     except StageFailed as e:
         print(f"fmnb: {e}\nfmnb: the executed notebook is {runs_root()/a.profile/str(e).split()[0]/'notebook.ipynb'}", file=sys.stderr)
         return 1
-    print("\n" + headline_text(a.profile) if not a.only else "", end="\n" if not a.only else "")
+    if not a.only and headlines(a.profile): print("\n" + headline_text(a.profile))
 
 # %% ../nbs/60_runner.ipynb #d66d03d9
 @command

@@ -1,5 +1,6 @@
-"The site: pages, links, nothing from another host; the README."
+"The site: pages, links, nothing from another host; the README and what it shows."
 import os, re, sys
+from pathlib import Path
 import nbformat, pytest
 from fmnb.site import prepare, problems, render
 
@@ -55,3 +56,9 @@ def test_readme_check(reported, site):
     (reported.root/"README.md").write_text(text + "typed by hand\n"); picture.write_bytes(b"another picture")
     r = reported.run("--readme", "check", module="site")
     assert r.returncode == 1 and "run fmnb_site --readme write" in r.err and "README.md" in r.err and picture.name in r.err
+
+def test_the_readme_s_python_runs(monkeypatch):
+    root = Path(__file__).resolve().parent.parent; monkeypatch.chdir(root); monkeypatch.delenv("FMNB_RUNS", raising=False)
+    blocks, names = re.findall(r"^```python\n(.+?)^```", (root/"README.md").read_text(), re.M | re.S), {}
+    for block in blocks: exec(block, names)
+    assert names["images"].shape == (10, 3, 32, 32) and names["images"].isfinite().all() and names["nfe"] == 20
