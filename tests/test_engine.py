@@ -11,7 +11,7 @@ def start(*args, **env):
     return subprocess.Popen([sys.executable, "-m", "fmnb.engine", *map(str, args)], env=os.environ | dict(OMP_NUM_THREADS="1") | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def done(p):
-    out, err = p.communicate(timeout=180)
+    out, err = p.communicate(timeout=600)
     assert p.returncode == 0, err
     return out
 

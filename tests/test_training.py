@@ -48,9 +48,14 @@ def kill(until, **kw):
     os.kill(pid, signal.SIGKILL); status = os.waitpid(pid, 0)[1]
     assert status in (0, signal.SIGKILL), f"a restart failed: {status}"
     return None if status == 0 else any(killed.glob(f"*.{pid}.tmp"))
-for k in range(20):                                               # at any moment, or at one when a file is half there
-    moment = time.perf_counter() + rng.random() * took / 12
-    torn += kill((lambda pid: time.perf_counter() > moment and any(killed.glob(f"*.{pid}.tmp"))) if k % 2 else (lambda pid: time.perf_counter() > moment), slow_disk=.01 * (k % 2))
+def logged(): return (killed/"stats.jsonl").read_bytes().count(b"\\n") if (killed/"stats.jsonl").exists() else 0
+for k in range(20):                                               # after none to two more records and a moment, or then when a file is half there: so the end is not reached, however fast the machine has become
+    goal, late = logged() + rng.randrange(3), rng.random() * took / 120
+    def until(pid, moment=[]):
+        if logged() < goal: return False
+        if not moment: moment.append(time.perf_counter() + late)
+        return time.perf_counter() > moment[0] and (k % 2 == 0 or any(killed.glob(f"*.{pid}.tmp")))
+    torn += kill(until, slow_disk=.01 * (k % 2))
 for name in ("model", "ema"): assert kill(lambda pid: any(killed.glob(f"{name}.safetensors.{pid}.tmp")), slow_disk=.01)      # at the very end
 assert os.waitpid(start(killed), 0)[1] == 0
 print(f"{took:.1f} s, torn", torn)
