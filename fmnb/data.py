@@ -136,11 +136,11 @@ def _table(name, split):
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 def _folder(root: Path):
-    "The image files below `root` in order: names, bytes, and the name of each one's class, its first sub-folder ('' for none)."
+    "The image files below `root` in order: names, paths, and the name of each one's class, its first sub-folder ('' for none)."
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGES and f.is_file() and not any(p.startswith(".") for p in f.relative_to(root).parts))
     if not files: raise UserError(f"the folder {root} holds no images: put files ({', '.join(IMAGES)}) in it, one sub-folder a class or none")
     parts = [f.relative_to(root).parts for f in files]
-    return ["/".join(p) for p in parts], [f.read_bytes() for f in files], [p[0] if len(p) > 1 else "" for p in parts]
+    return ["/".join(p) for p in parts], files, [p[0] if len(p) > 1 else "" for p in parts]
 
 def _split_of(contents: list[str], split: str, what) -> list[int]:
     "Positions of the images of a split, given a digest of each one's content. A tenth of all contents, those whose digests come first, is `test`: the same images for ever, and equal ones on the same side."
@@ -159,11 +159,11 @@ def own_images(root: Path, split: str = "train") -> tuple:
     "Names, bytes and labels of the images of a folder, and its classes: of its sub-folder `split` where it has train/ and test/, of what was kept where `fmnb_curate` made it, else of its own division."
     if (root/"train").is_dir() and any((root/s).is_dir() for s in ("test", "valid")):
         if not (root/split).is_dir(): raise UserError(f"{root} has no sub-folder {split}/; it has {', '.join(s for s in ('train', 'valid', 'test') if (root/s).is_dir())}")
-        (names, data, ys), classes = _folder(root/split), sorted(set(_folder(root/"train")[2]))
+        (names, files, ys), classes = _folder(root/split), sorted(set(_folder(root/"train")[2])); data = [f.read_bytes() for f in files]
         if strange := sorted(set(ys) - set(classes)): raise UserError(f"the class '{strange[0]}' of {root/split} is not in {root/'train'}: both need the same sub-folders")
     else:
         if (root/"manifest.json").exists() and any(root.glob("part-*.parquet")): from fmnb.engine import kept; names, data, ys = kept(root)
-        else: names, data, ys = _folder(root)
+        else: names, files, ys = _folder(root); data = [f.read_bytes() for f in files]
         at = _split_of([hashlib.sha256(d).hexdigest() for d in data], split, root); classes = sorted(set(ys))
         names, data, ys = ([a[i] for i in at] for a in (names, data, ys))
     return names, data, [classes.index(y) for y in ys], [c or root.name for c in classes]

@@ -191,8 +191,8 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.fixture
 def stage(tmp_path):
     "The real training stage, `fmnb_run --profile smoke --only 33`, with run folders of its own."
-    def run(*args):
-        r = subprocess.run([sys.executable, "-m", "fmnb.runner", "--profile", "smoke", "--only", "33", "--set", "use_curated=false", *args], cwd=ROOT, capture_output=True, text=True,
+    def run(*args, only="33", sets=("--set", "use_curated=false")):
+        r = subprocess.run([sys.executable, "-m", "fmnb.runner", "--profile", "smoke", "--only", only, *sets, *args], cwd=ROOT, capture_output=True, text=True,
                            env=os.environ | dict(FMNB_RUNS=str(tmp_path), FMNB_DATA_DIR=str(tmp_path), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1"))
         r.out, r.err = r.stdout, r.stderr
         return r
@@ -205,8 +205,13 @@ def test_data_that_cannot_be_had(stage): refused(stage("--set", "data=cifar10"),
 def test_corrupt_image(stage, tmp_path):
     (tmp_path/"own"/"a").mkdir(parents=True)
     for i in range(3): Image.fromarray(np.full((16, 16), 80 * i, np.uint8)).save(tmp_path/"own"/"a"/f"{i}.png")
-    (tmp_path/"own"/"a"/"1.png").write_bytes((tmp_path/"own"/"a"/"1.png").read_bytes()[:45])
-    refused(stage("--set", f"data={tmp_path/'own'}"), "1.png", "not a whole image")
+    for i in (0, 1): (tmp_path/"own"/"a"/f"{i}.png").write_bytes((tmp_path/"own"/"a"/f"{i}.png").read_bytes()[:45])       # one of the three is held out
+    refused(stage("--set", f"data={tmp_path/'own'}"), ".png", "not a whole image")
+
+def test_images_of_one_class_teach_no_judge(stage, tmp_path):
+    (tmp_path/"own").mkdir()
+    for i in range(20): Image.fromarray(np.full((16, 16), 10 * i, np.uint8)).save(tmp_path/"own"/f"{i}.png")
+    refused(stage("--set", f"data={tmp_path/'own'}", only="32", sets=()), "all of one class", "32.extractor=effnet")
 
 def test_patches_that_do_not_tile(stage): refused(stage("--set", "patch=5"), "patches of 5 do not tile images of 16 pixels")
 
