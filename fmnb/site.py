@@ -45,13 +45,14 @@ def defined(source: str) -> list[str]:
     return names
 
 def folded(source: str, exported: bool, module: str = "", silent: bool = False, long: int = 24) -> str:
-    "Source without flag lines, with the cell options that fold it when it is exported, draws a figure, is long, or only checks (six lines and more of a cell that is `silent`, whose output is nothing)."
+    "Source without flag lines, with the cell options that fold it when it is exported, draws a figure, is long, or only imports or checks (four and six lines and more; a cell that checks is `silent`: its output is nothing)."
     source = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
     lines, names = source.count("\n") + 1, [n for n in defined(source) if not n.startswith("_")]
     figure = lines > 3 and not exported and re.search(r"^\s*show\(", source, re.M)
     checks = not exported and silent and lines > 5 and re.search(r"\btest_\w+\(|\bassert\b|\bExceptionExpected\b", source)
+    imports = lines > 3 and re.fullmatch(r"(?:(?:import|from)\b.*(?:\n|\Z))+", source)
     what = "figure" if figure else "checks" if checks else ", ".join(names[:5]) + (", …" if len(names) > 5 else "") or ("imports" if re.match(r"(import|from)\b", source) else "code")
-    if not source or not (exported or figure or checks or lines > long): return source
+    if not source or not (exported or figure or checks or imports or lines > long): return source
     where = f"  ·  fmnb.{module}" if exported and module else f"  ·  {lines} lines"
     return f"#| code-fold: true\n#| code-summary: {json.dumps(what + where, ensure_ascii=False)}\n{source}"
 
