@@ -155,7 +155,7 @@ def results_table(profile="digits", root=None) -> str:
 def measured(profile: str, stage: str = "", root=None) -> str:
     "One line on where the numbers of a stage, or of all stages of a profile, come from; empty when there are none."
     folder = Path(root or project_root())/"reports"/profile/"results"
-    files = [folder/f"{stage}.json"] if stage else sorted(folder.glob("*.json"))
+    files = [folder/f"{stage}.json"] if stage else sorted(folder.glob("[0-9][0-9]_*.json"))
     made = [p for f in files if (p := read_json(f).get("provenance"))]
     if not made: return ""
     each = lambda k: ", ".join(sorted({str(p.get(k)) for p in made}))
