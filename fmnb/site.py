@@ -156,11 +156,12 @@ def measured(profile: str, stage: str = "", root=None) -> str:
     "One line on where the numbers of a stage, or of all stages of a profile, come from; empty when there are none."
     folder = Path(root or project_root())/"reports"/profile/"results"
     files = [folder/f"{stage}.json"] if stage else sorted(folder.glob("[0-9][0-9]_*.json"))
-    made = [p for f in files if (p := read_json(f).get("provenance"))]
+    found = [d for f in files if (d := read_json(f)).get("provenance")]; made = [d["provenance"] for d in found]
     if not made: return ""
+    wall, trained = sum(p["wall_s"] for p in made), sum(r["value"] for d in found for r in d.get("rows", []) if r["name"] == "train_hours")
     each = lambda k: ", ".join(sorted({str(p.get(k)) for p in made}))
     commits = ", ".join(sorted({p["commit"][:8] + ("+" if p.get("dirty") else "") for p in made if p.get("commit")}))
-    return (f"Profile `{profile}`, seed {each('seed')}, {sum(p['wall_s'] for p in made):.0f} s in all on {each('cpu')} ({each('device')}, {each('dtype')}, "
+    return (f"Profile `{profile}`, seed {each('seed')}, {wall:.0f} s in all{f', after {trained:.2g} hours of training that came before,' if 3600 * trained > wall else ''} on {each('cpu')} ({each('device')}, {each('dtype')}, "
             f"torch {each('torch')}){', commit ' + commits if commits else ''}.")
 
 # %% ../nbs/61_site.ipynb #58e1d2e6
