@@ -5,7 +5,7 @@
 Every contestant is a process of its own, with its own library's defaults; the processes take turns, one step at a time, so that what else the machine does meets all of them alike. The peers run as their users run them
 (fp32, eager) and at their best (bf16 autocast where the processor multiplies in it, fused AdamW, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
 ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core.
-The bars compare ours with the better of the peers, and each rate is also given as its share of what products of matrices alone reach here in the same precision: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
+The bars compare ours with the fastest configuration of the peers, and each rate is also given as its share of what products of matrices alone reach here in the same precision: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
 With `--out profile` the numbers go to reports/<profile>/results/train_step_<processor>.json, a file a kind of processor, which notebook 64 draws."""
 import argparse, contextlib, math, multiprocessing as mp, re, statistics, time
 import torch, torch.nn as nn, torch.nn.functional as F

@@ -196,7 +196,7 @@ def load(name: str,           # a key of `SOURCES`, or the path of a folder: of 
             u8, y = _stack(images, None, name), torch.tensor(rows[:][ylab])
     elif own := own_folder(name):
         (names, data, ys, classes), flips = own_images(own, split), False
-        some = sorted(sorted(range(len(data)), key=lambda i: hashlib.sha256(data[i]).hexdigest())[:n])          # a fair part, not the first class
+        some = sorted(sorted(range(len(data)), key=lambda i: hashlib.sha256(data[i]).digest())[:n]) if n else range(len(data))          # a fair part, not the first class
         u8, y = _stack([decode(data[i], names[i]) for i in some], size, name), torch.tensor([ys[i] for i in some])
     else: raise UserError(f"no data set '{name}': it is neither one of {', '.join(SOURCES)} nor a folder of images; say data=/path/to/images")
     if size and size != u8.shape[-1]: u8 = F.interpolate(u8.float(), (size, size), mode="bilinear", antialias=True).round().to(torch.uint8)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAGE', 'Thumbs', 'shrink', 'Images', 'Files', 'columns', 'signal_table', 'exact_copies', 'gather', 'candidates_of',
            'verify_block', 'groups', 'compare', 'read_bounds', 'decide_shard', 'only_one', 'claim', 'clear',
-           'first_images', 'prepare', 'curate_all', 'seal', 'thumb_tag', 'html_table', 'datasheet', 'curate_cli',
-           'kept']
+           'first_images', 'prepare', 'curate_all', 'seal', 'thumb_tag', 'html_table', 'datasheet', 'kept',
+           'curate_cli']
 
 # %% ../nbs/16_engine.ipynb #5a5c0ef1
 import argparse, base64, contextlib, fcntl, functools, hashlib, html, importlib.metadata, importlib.util, json, math, os, shutil, time
@@ -283,6 +283,20 @@ def datasheet(t: pd.DataFrame, m: dict, folder: Path, total: int, each: int = 8)
     body += html_table([*m["parameters"].items(), *m["versions"].items()], "Parameters and versions")
     return PAGE.format(**m["counts"], sha=m["input_sha256"][:16], body=body)
 
+# %% ../nbs/16_engine.ipynb #16kept02
+def kept(out) -> tuple:
+    "Names, bytes and class names ('' for none) of the images that the curation in the folder `out` keeps, in their order; a `UserError` where one is no longer where it was."
+    names, data, classes = [], [], []
+    p = read_plan(out)
+    for number, (file, start, stop, _) in enumerate(p["shards"]):
+        keep = pq.read_table(Path(out)/f"part-{number:05d}.parquet", columns=["decision"]).column("decision").to_pylist()
+        for item, decision in zip(shard_items(out, p, file, start, stop), keep):
+            if decision != "keep": continue
+            if not item.data: raise UserError(f"{item.id} is no longer in {p['root']}, from where {out} was curated: put it back, or curate again with --force")
+            names.append(item.id); data.append(item.data); classes.append("" if item.label < 0 else item.id.split("/")[0] if p["files"] is None else f"class {item.label:03d}")
+    if not names: raise UserError(f"the curation in {out} keeps no image: look at its datasheet.html")
+    return names, data, classes
+
 # %% ../nbs/16_engine.ipynb #525118f4
 @command
 def curate_cli(argv=None):
@@ -306,17 +320,3 @@ def curate_cli(argv=None):
 
 # %% ../nbs/16_engine.ipynb #bc0e9beb
 if __name__ == "__main__" and globals().get("__spec__"): curate_cli()    # python -m fmnb.engine, but not this cell in a notebook
-
-# %% ../nbs/16_engine.ipynb #16kept02
-def kept(out) -> tuple:
-    "Names, bytes and class names ('' for none) of the images that the curation in the folder `out` keeps, in their order; a `UserError` where one is no longer where it was."
-    names, data, classes = [], [], []
-    p = read_plan(out)
-    for number, (file, start, stop, _) in enumerate(p["shards"]):
-        keep = pq.read_table(Path(out)/f"part-{number:05d}.parquet", columns=["decision"]).column("decision").to_pylist()
-        for item, decision in zip(shard_items(out, p, file, start, stop), keep):
-            if decision != "keep": continue
-            if not item.data: raise UserError(f"{item.id} is no longer in {p['root']}, from where {out} was curated: put it back, or curate again with --force")
-            names.append(item.id); data.append(item.data); classes.append("" if item.label < 0 else item.id.split("/")[0] if p["files"] is None else f"class {item.label:03d}")
-    if not names: raise UserError(f"the curation in {out} keeps no image: look at its datasheet.html")
-    return names, data, classes

@@ -214,9 +214,9 @@ def show_number(r: dict) -> str:
     return f"{r['value']:.4g}{spread} {r.get('unit') or ''}".strip()
 
 def headline_text(profile: str, root=None) -> str:
-    "The headline table as plain text for a terminal."
+    "The headline table as plain text for a terminal, empty where nothing was published."
     rows = [(r["stage"], r["name"], show_number(r), r.get("note") or "") for r in headlines(profile, root)]
-    if not rows: return "no results yet"
+    if not rows: return ""
     w = [max(len(r[i]) for r in rows) for i in range(3)]
     return "\n".join("  ".join(x.ljust(n) for x, n in zip(r, w)) + "  " + r[3][:60] for r in rows)
 
@@ -329,7 +329,7 @@ def run_cli(argv=None):
     except StageFailed as e:
         print(f"fmnb: {e}\nfmnb: the executed notebook is {runs_root()/a.profile/str(e).split()[0]/'notebook.ipynb'}", file=sys.stderr)
         return 1
-    if not a.only and headlines(a.profile): print("\n" + headline_text(a.profile))
+    if not a.only and (text := headline_text(a.profile)): print("\n" + text)
 
 # %% ../nbs/60_runner.ipynb #d66d03d9
 @command

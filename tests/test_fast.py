@@ -67,11 +67,12 @@ def test_a_loop_is_its_formula(loop, shape):
     b.check_margins()
 
 def test_squared_relu_of_every_number():
-    "Of all finite bf16 numbers, to the last bit, ties of the rounding among them; a slope 2x beyond float32 (x from 2^127 on) is left out, which some compilers avoid by multiplying in another order."
+    "Of all finite bf16 numbers, to the last bit, ties of the rounding among them; where a slope 2x is beyond float32 (x from 2^127 on), x d may also come first, which is then exact."
     u = torch.arange(-2**15, 2**15).to(torch.int16).view(BF); u = u[u.isfinite()].contiguous(); b = Bench(1)
     z, d = b.room(*u.shape, dtype=BF), b.randn(len(u), dtype=BF); back = b.room(*u.shape, dtype=BF); back.copy_(d)
-    call("relu2", u, z, len(u)); call("relu2_back", u, back, len(u)); x = u.float().relu(); steep = (2 * x).isfinite()
-    assert steep.double().mean() > .99 and torch.equal(z, x.square().to(BF)) and torch.equal(back[steep], (2 * x * d.float()).to(BF)[steep]); b.check_margins()
+    call("relu2", u, z, len(u)); call("relu2_back", u, back, len(u)); x = u.float().relu(); steep = (2 * x).isinf()
+    want, exact = (2 * x * d.float()).to(BF), (2 * x.double() * d.double()).float().to(BF)
+    assert torch.equal(z, x.square().to(BF)) and torch.equal(back[~steep], want[~steep]) and ((back == want) | (back == exact))[steep].all() and 0 < steep.double().mean() < .01; b.check_margins()
 
 @pytest.fixture
 def threads():

@@ -1,5 +1,5 @@
 "The site: pages, links, nothing from another host; the README and what it shows."
-import os, re, sys
+import os, re, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
 from fmnb.site import prepare, problems, render
@@ -57,8 +57,8 @@ def test_readme_check(reported, site):
     r = reported.run("--readme", "check", module="site")
     assert r.returncode == 1 and "run fmnb_site --readme write" in r.err and "README.md" in r.err and picture.name in r.err
 
-def test_the_readme_s_python_runs(monkeypatch):
-    root = Path(__file__).resolve().parent.parent; monkeypatch.chdir(root); monkeypatch.delenv("FMNB_RUNS", raising=False)
-    blocks, names = re.findall(r"^```python\n(.+?)^```", (root/"README.md").read_text(), re.M | re.S), {}
-    for block in blocks: exec(block, names)
-    assert names["images"].shape == (10, 3, 32, 32) and names["images"].isfinite().all() and names["nfe"] == 20
+def test_the_readme_s_python_runs(tmp_path):
+    root = Path(__file__).resolve().parent.parent
+    code = "\n".join(re.findall(r"^```python\n(.+?)^```", (root/"README.md").read_text(), re.M | re.S)) + "print(tuple(images.shape), images.isfinite().all().item(), nfe)"
+    r = subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | dict(FMNB_RUNS=str(tmp_path), FMNB_QUIET="1"), capture_output=True, text=True)
+    assert r.stdout.strip() == "(10, 3, 32, 32) True 20", (r.stdout, r.stderr)
