@@ -18,7 +18,7 @@ import math_core, nbformat, yaml
 from IPython.display import Markdown, display
 from nbconvert import MarkdownExporter
 from .core import UserError, atomic_write, command, project_root
-from .runner import cleaned, execute, headlines, read_json, show_number
+from .runner import cleaned, clone, execute, headlines, read_json, show_number
 
 # %% ../nbs/61_site.ipynb #d7364a57
 _MATH = re.compile(r"(?P<code>```.*?```|``.+?``|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?=[^\s$])(?P<inline>(?:\\.|[^$\\\n]|\n(?!\n))+?)(?<=\S)\$(?![\d$])", re.S)
@@ -103,7 +103,7 @@ def prepare(nb, formulas=False, note="") -> nbformat.NotebookNode:
 # %% ../nbs/61_site.ipynb #01d64151
 def built_index(root=None) -> nbformat.NotebookNode:
     "`nbs/index.ipynb`, executed now."
-    root = Path(root or project_root())
+    root = clone(root)
     with tempfile.TemporaryDirectory() as tmp:
         return cleaned(execute(root/"nbs"/"index.ipynb", Path(tmp)/"index.ipynb", {}, root/"nbs"), root)
 

@@ -59,6 +59,11 @@ def test_bad_requests_run_nothing(project):
         refused(project.run("--profile", "fast"), says)
     assert not (project.root/"runs").exists()
 
+def test_package_without_the_project(project, tmp_path_factory):
+    project.root = tmp_path_factory.mktemp("elsewhere")
+    for module in ("runner", "site"): refused(project.run(module=module), "give the command inside a clone")
+    assert not list(project.root.iterdir())
+
 def test_failing_stage_stops_the_chain(project):
     r = project.run("--profile", "fast", "--set", "width=13")
     assert r.returncode == 1 and "10_first failed in code cell 5" in r.err and "ValueError: is too many" in r.err and "Traceback" not in r.err
