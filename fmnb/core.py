@@ -200,8 +200,13 @@ class Run:
         self.stage, self.profile = stage, profile
         self.config = json.loads(json.dumps(dict(profile=profile, seed=seed, **config)))
         self.path = Path(path) if path else stage_dir(stage, profile)
-        self.provenance, self.rows, self._t0 = provenance(seed, self.config), [], time.perf_counter()
-        atomic_write(self.path/"config.json", json.dumps(self.config, indent=1))
+        self.provenance, self.rows, self._saved = provenance(seed, self.config), [], time.perf_counter()
+        self._t0 = self._saved - self._stopped_after(); atomic_write(self.path/"config.json", json.dumps(self.config, indent=1))
+
+    def _stopped_after(self) -> float:
+        "Seconds that executions with the same settings took here which were stopped before their end."
+        try: return float((self.path/"spent").read_text()) if json.loads((self.path/"config.json").read_text()) == self.config else 0.
+        except (OSError, ValueError): return 0.
 
     def __truediv__(self, name): return self.path/name
     def __repr__(self): return f"Run({self.stage}, {self.profile}: {len(self.rows)} rows)"
@@ -218,8 +223,8 @@ def row(self: Run, name: str, value: float, unit="", higher_is_better=None, note
 
 @patch
 def finish(self: Run):
-    "Write results.json: the stage is done. Returns the rows as a table."
-    self.provenance["wall_s"] = round(time.perf_counter() - self._t0, 1)
+    "Write results.json: the stage is done. Returns the rows as a table. `wall_s` has the seconds of executions that were stopped, up to their last record."
+    self.provenance["wall_s"] = round(time.perf_counter() - self._t0, 1); (self.path/"spent").unlink(missing_ok=True)
     out = dict(stage=self.stage, profile=self.profile, provenance=self.provenance, rows=self.rows)
     atomic_write(self.path/"results.json", json.dumps(out, indent=1))
     return table(self.rows)
@@ -230,6 +235,7 @@ def log(self: Run, record: dict):
     try:
         with open(self.path/"stats.jsonl", "a") as f: f.write(json.dumps(record) + "\n")
     except OSError as e: raise UserError(f"cannot write {self.path/'stats.jsonl'} ({e.strerror}); free space, then run the same command again") from e
+    if (now := time.perf_counter()) > self._saved + 5: self._saved = now; atomic_write(self.path/"spent", f"{now - self._t0:.1f}")
 
 @patch
 def stats(self: Run, what: str | None = None, upto: int | None = None) -> list[dict]:
