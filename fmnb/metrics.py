@@ -63,12 +63,13 @@ def frechet_infinity(a, b, points: int = 8, smallest: float = .2, seed: int = 0)
     return float(fit[1]), float(cov[1, 1] ** .5)
 
 # %% ../nbs/37_metrics.ipynb #met00014
-def kernel_distance(a, b) -> float:
-    "Unbiased squared MMD with the cubic kernel (x.y / d + 1)^3 (Binkowski et al. 2018), of features (N, d), (M, d)."
+def kernel_distance(a, b, block: int = 1000) -> float:
+    "Unbiased squared MMD with the cubic kernel (x.y / d + 1)^3 (Binkowski et al. 2018), of features (N, d), (M, d); memory is `block` x max(N, M)."
     a, b = a.double(), b.double()
-    ker = lambda u, v: (u @ v.T / u.shape[1] + 1) ** 3
-    off = lambda K: (K.sum() - K.trace()) / (len(K) * (len(K) - 1))
-    return (off(ker(a, a)) + off(ker(b, b)) - 2 * ker(a, b).mean()).item()
+    ker = lambda dots: (dots / a.shape[1]).add_(1).pow_(3)
+    total = lambda u, v: sum(ker(rows @ v.T).sum() for rows in u.split(block))
+    off = lambda u: (total(u, u) - ker(u.square().sum(1)).sum()) / (len(u) * (len(u) - 1))
+    return (off(a) + off(b) - 2 * total(a, b) / (len(a) * len(b))).item()
 
 def kernel_distance_subsets(a, b, subsets: int = 50, size: int = 1000, seed: int = 0) -> tuple[float, float]:
     "Mean of `kernel_distance` over random subsets of `size` (or all) features, and its standard error as if they were independent."
