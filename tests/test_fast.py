@@ -1,4 +1,6 @@
 "Each loop in C by itself, forward and backward, against float64 and autograd: a batch of one, one as large as the number of tokens, odd sizes; nothing is written beside its place, and two threads give the bits of one."
+import subprocess, sys
+from pathlib import Path
 import pytest, torch
 from fmnb.dit import Block, rope_2d, rotate
 from fmnb.fast import call, fast, kernels
@@ -93,3 +95,22 @@ def test_a_block_on_two_threads(threads):
         with torch.autocast("cpu", BF): y = fast(block, None)(x, c, rope)
         y.square().sum().backward(); return [y.detach(), x.grad, *(p.grad.clone() for p in block.parameters())]
     for one, two in zip(run(1), run(2)): assert (one - two).norm() <= 1e-2 * one.norm()                        # the products are torch's, which may add in another order
+
+MEMORY = """
+import re, resource, sys, torch
+from pathlib import Path
+from fmnb.fast import kernels
+now = lambda file, name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self", file).read_text())[1]) >> 10           # MB
+if sys.argv[1] == "scarce": resource.setrlimit(resource.RLIMIT_AS, (now("status", "VmSize") + 2000 << 20,) * 2)
+kernels(); start = now("smaps_rollup", "AnonHugePages"), now("status", "VmRSS")
+x = torch.ones(32 << 20); print(now("smaps_rollup", "AnonHugePages") - start[0], now("status", "VmRSS") - start[1], int(x.sum()) == 32 << 20)
+"""
+
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+@pytest.mark.skipif(not PAGES.exists() or "[madvise]" not in PAGES.read_text() or not hasattr(kernels(), "mallopt"), reason="large pages are not to be had, or for everybody, or this is not glibc")
+def test_memory_lies_on_large_pages_where_there_is_room():
+    took = lambda how: [int(v) if v.isdigit() else v for v in subprocess.run([sys.executable, "-c", MEMORY, how], check=True, capture_output=True, text=True).stdout.split()]
+    (huge, rss, right), (none, scarce, also) = took("ample"), took("scarce")
+    assert huge > 64 and 100 < rss < 160 and right == "True"                                                    # of 128 MB, and no more are taken
+    assert none == 0 and 100 < scarce < 160 and also == "True"
