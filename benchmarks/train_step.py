@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--repeats 10] [--threads 1] [--shapes S64 S256 cifar] [--clock wall] [--regional] [--out cifar10]
 
-Every contestant is a process of its own, with its own library's defaults; the processes take turns, one step at a time, so that what else the machine does meets all of them alike. The peers run as their users run them
+Every contestant is a process of its own, with its own library's defaults; the processes take turns, two steps at a time of which the second counts (after ten idle seconds the first of ours took half as long again), so that what else the machine does meets all of them alike. The peers run as their users run them
 (fp32, eager) and at their best (bf16 autocast where the processor multiplies in it, fused AdamW, the whole model compiled; `--regional` compiles block by block, which builds much faster). Columns, in images/s, medians over the repeats: the whole step (batch, forward, backward, clip, optimizer, EMA:
 ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core.
 The bars compare ours with the fastest configuration of the peers, and each rate is also given as its share of what products of matrices alone reach here in the same precision: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
@@ -104,7 +104,7 @@ def contestant(pipe, name, shape, batch, threads, regional, clock):
     works = ours(best, shape, batch) if kind == "fmnb" else peer(kind, best, shape, batch, regional)
     for work in works: work(); work()
     pipe.send("ready")
-    while (i := pipe.recv()) is not None: start = now(); works[i](); pipe.send(now() - start)
+    while (i := pipe.recv()) is not None: works[i](); start = now(); works[i](); pipe.send(now() - start)        # once to wake up: a virtual machine's host takes what sleeps for cold
 
 def measure(args, shape, batch):
     "Images/s of every contestant: {name: [step, forward and backward, sampling]}."
