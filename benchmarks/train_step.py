@@ -7,7 +7,7 @@ Every contestant is a process of its own, with its own library's defaults; the p
 ours with AdamW like the peers, and with Muon, our default), forward and backward alone, and sampling (forward without gradients, conditional and unconditional in one batch). `--clock cpu` counts the process's own seconds: for one thread on a shared core.
 The bars compare ours with the fastest configuration of the peers, and each rate is also given as its share of what products of matrices alone reach here in the same precision: where the peers' best is at .7 of that, nobody can be 1.5 times as fast.
 With `--out profile` the numbers go to reports/<profile>/results/train_step_<processor>.json, a file a kind of processor, which notebook 64 draws."""
-import argparse, contextlib, math, multiprocessing as mp, re, statistics, time
+import argparse, contextlib, math, multiprocessing as mp, os, re, statistics, time
 import torch, torch.nn as nn, torch.nn.functional as F
 from fmnb.core import Run, atomic_write, autocast, autocast_dtype, cpu_name, project_root
 
@@ -126,7 +126,7 @@ def main():
     args = p.parse_args(); torch.set_num_threads(args.threads)
     from fmnb.dit import DiTConfig, flops
     from fmnb.training import matmul_rate
-    cpu = cpu_name().rsplit(" x", 1)[0]; file, run = f"train_step_{re.sub('[^a-z0-9]+', '_', cpu.lower())}", Run("train_step", args.out or "peers", threads=args.threads, repeats=args.repeats, clock=args.clock, regional=args.regional)
+    cpu = cpu_name().rsplit(" x", 1)[0]; file, run = f"train_step_{re.sub('[^a-z0-9]+', '_', cpu.lower())}", Run("train_step", args.out or "peers", threads=args.threads, repeats=args.repeats, clock=args.clock, regional=args.regional, **({"GLIBC_TUNABLES": t} if (t := os.environ.get("GLIBC_TUNABLES")) else {}))
     measured, peak = {}, {torch.bfloat16: 0., torch.float32: 0.}
     for key in args.shapes:
         for d in peak: peak[d] = max(peak[d], *(matmul_rate(1., d, device=CPU, now=CLOCKS[args.clock]) for _ in range(3)))       # the best: what they can reach, not what they got beside a neighbour
