@@ -125,14 +125,14 @@ def extractor_of(name: str, classifier: Classifier | None = None, side: int = 64
 def sample(velocity, labels, shape, steps: int = 50, w: float = 1.0, null: int = 10, seed: int = 0, solver=None, batch: int = 50, ts=None, folder=None, piece: int = 500):
     """Images (N, *shape) for labels (N,), by `solver` (Euler) in `steps` steps with guidance `w`; returns them and the NFE of one sample.
 
-    With `folder` every `piece` images are kept there as a file, and a call with the same arguments takes up what is there: a long sampling may be interrupted. The network runs in bfloat16 where the hardware multiplies in it, as in training."""
+    With `folder` every `piece` images are kept there as a file, and a call with the same arguments takes up what is there: a long sampling may be interrupted. The network runs where its weights are, a plain function on `device()`, and in bfloat16 where the hardware multiplies in it, as in training."""
     solver, v = solver or Euler(), Guided(velocity, w, null)
     ts = uniform_grid(steps) if ts is None else ts
-    x0 = torch.randn(len(labels), *shape, generator=generator(seed, 31337))
+    x0, place = torch.randn(len(labels), *shape, generator=generator(seed, 31337)), _place_of(velocity)
     bar = progress(len(labels), "sampling")
     def some(x, y):
         bar.update(len(y))
-        with autocast(): return solver(v, x.to(device()), ts, y=y.to(device())).float().cpu()
+        with autocast(place): return solver(v, x.to(place), ts, y=y.to(place)).float().cpu()
     def draw(x, y): return torch.cat([some(a, b) for a, b in zip(x.split(batch), y.split(batch))])
     if folder is None: out, nfe = draw(x0, labels), solver.nfe
     else: out, nfe = _in_pieces(draw, solver, x0, labels, folder, piece, dict(steps=ts.tolist(), w=w, seed=seed, n=len(labels), solver=repr(solver), batch=batch, weights=_weights_of(velocity)))
@@ -147,6 +147,10 @@ def balanced_labels(n: int, num_classes: int = 10):
 def _weights_of(velocity) -> str:
     "A digest of a model's weights; empty for a plain function."
     return digest(velocity.state_dict()) if isinstance(velocity, nn.Module) else ""
+
+def _place_of(velocity):
+    "The device of a model's weights; of a plain function `device()`."
+    return next((p.device for p in velocity.parameters()), device()) if isinstance(velocity, nn.Module) else device()
 
 def _in_pieces(draw, solver, x0, labels, folder, piece: int, settings: dict):
     "What `draw` makes of noise and labels, a file of `piece` images at a time; a file of other settings is made anew."

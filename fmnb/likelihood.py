@@ -118,7 +118,7 @@ def level_bits(u8: Tensor, x: Tensor, s: float, cdf=torch.sigmoid) -> Tensor:
     lo, hi = ((dequantize(u8, torch.full_like(x, u)) - x) / s for u in (0., 1.))
     lo, hi = lo.masked_fill(u8 == 0, -math.inf), hi.masked_fill(u8 == 255, math.inf)
     lo, hi = torch.where(lo + hi > 0, -hi, lo), torch.where(lo + hi > 0, -lo, hi)               # the side where differences keep their digits
-    return -(cdf(hi) - cdf(lo)).clamp_min(1e-30).log2().flatten(1).sum(1)
+    return -(cdf(hi) - cdf(lo)).clamp_min(1e-300 if x.dtype == torch.float64 else 1e-30).log2().flatten(1).sum(1)
 
 def coded_bits(velocity, u8: Tensor, ts: Tensor, s: float, probes: int = 1, cdf=torch.sigmoid, solver: Solver | None = None, batch: int = 128, seed: int = 0,
                dtype=torch.float32, **cond) -> BitsPerDim:
