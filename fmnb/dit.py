@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OFF', 'Off', 'TimeEmbedding', 'rope_2d', 'sincos_2d', 'rotate', 'attend', 'Attention', 'MLP', 'attend_by_parts',
            'Block', 'run_blocks', 'DiTConfig', 'DiT', 'save_dit', 'load_dit', 'flops', 'n_params', 'site_flops',
-           'compile_blocks']
+           'all_blocks', 'compile_blocks']
 
 # %% ../nbs/30_dit.ipynb #5c37dcb4
 import math, os
@@ -156,7 +156,7 @@ class DiTConfig:
     depth: int = 4
     heads: int = 4
     mlp_ratio: float = 4.0
-    overlap: bool = True      # patch embedding by a convolution that sees twice the patch
+    overlap: bool = True      # the patch embedding sees half a patch more on every side
     predict: str = "x1"       # what the network's head outputs: "x1" or "v"
     norm: str = "rms"         # "rms" or "layer"; without weights either way
     qk_norm: bool = True      # normalise queries and keys
@@ -176,6 +176,8 @@ class DiTConfig:
     @property
     def tokens(self): return (self.size // self.patch) ** 2
     @property
+    def kernel(self): return self.patch + 2 * (self.patch // 2) * self.overlap      # pixels a side that one token is made of
+    @property
     def outputs(self): return self.out_channels or self.channels
 
 # %% ../nbs/30_dit.ipynb #2f5ffc55
@@ -184,7 +186,7 @@ class DiT(nn.Module):
     def __init__(self, cfg: DiTConfig):
         super().__init__()
         self.cfg, p, w = cfg, cfg.patch, cfg.width
-        self.embed = nn.Conv2d(cfg.channels, w, 2 * p, p, p // 2) if cfg.overlap else nn.Conv2d(cfg.channels, w, p, p)
+        self.embed = nn.Conv2d(cfg.channels, w, cfg.kernel, p, (cfg.kernel - p) // 2)
         self.time, self.label = TimeEmbedding(w, shift=cfg.freq_shift), nn.Embedding(cfg.num_classes + 1, w)
         norm = nn.RMSNorm if cfg.norm == "rms" else nn.LayerNorm
         self.blocks = nn.ModuleList(Block(w, cfg.heads, cfg.mlp_ratio, norm, cfg.act, cfg.qk_norm, cfg.bias, cfg.mlp_eps) for _ in range(cfg.depth))
@@ -242,7 +244,7 @@ def load_dit(path) -> DiT:
 # %% ../nbs/30_dit.ipynb #2ace83fb
 def flops(cfg: DiTConfig) -> dict:
     "FLOPs (2 per multiply-add) of one forward of one image, by part; `total` is their sum."
-    N, C, k = cfg.tokens, cfg.width, cfg.patch * (2 if cfg.overlap else 1)
+    N, C, k = cfg.tokens, cfg.width, cfg.kernel
     attn, mlp, ada = cfg.depth * (8 * N * C * C + 4 * N * N * C), cfg.depth * int(4 * cfg.mlp_ratio * N * C * C), cfg.depth * 12 * C * C
     ends = 2 * N * C * (cfg.channels * k * k + cfg.outputs * cfg.patch ** 2) + 4 * C * C + 2 * (256 * C + C * C)
     return dict(attn=attn, mlp=mlp, ada=ada, ends=ends, total=attn + mlp + ada + ends)
@@ -270,12 +272,16 @@ def site_flops(cfg: DiTConfig, ends=(0, 0)) -> dict:
     return dict(v=f["total"], trunk=inner, span=inner // L * (L - sum(ends))) | {f"block{i}{k}": n for i in range(L) for k, n in block.items()}
 
 # %% ../nbs/30_dit.ipynb #ba1c1e4a
+def all_blocks(model) -> list:
+    "Every transformer block of a model, those that refine the streams of an `S3DiT` included."
+    return [block for part in model.children() if isinstance(part, nn.ModuleList) for block in part]
+
 def compile_blocks(model: DiT) -> DiT:
-    "Compile every block's parts in place (inductor; CPU or GPU), or on a CPU with bf16 take notebook 64's faster block. Numerics stay those of eager up to rounding. FMNB_COMPILE=0 switches it off."
+    "Compile every block's parts in place (inductor; CPU or GPU), or on a CPU with bf16 take notebook 64's faster block. Numerics stay those of eager up to rounding. FMNB_COMPILE=0 switches it off. A `copy.deepcopy` of the result runs with the weights of the original: copy first."
     from fmnb.fast import fast
     if os.environ.get("FMNB_COMPILE", "1") != "0":
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for block in model.blocks:
+        for block in all_blocks(model):
             for part in ("fused", "attention", "feedforward"): setattr(block, part, torch.compile(getattr(type(block), part).__get__(block), dynamic=False))
             if type(block) is Block and autocast_dtype(torch.device("cpu")) == torch.bfloat16: block.fused = fast(block, block.fused)
     return model

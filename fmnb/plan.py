@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TRAINING_IMAGES', 'step_flops', 'recomputed_flops', 'muon_flops', 'meta_dit', 'train_flops', 'distill_flops',
            'sampling_flops', 'stepped', 'teacher_state', 'student_state', 'n_bytes', 'file_bytes', 'state_bytes',
-           'dit_bytes', 'activations', 'memory', 'Live', 'fake_step', 'step_memory', 'Rate', 'make_rate', 'Line',
-           'data_facts', 'training_facts', 'vae_facts', 'plan_latents', 'configs', 'cache_settings', 'parameters_of',
-           'cache_controls', 'cost_lines', 'forwards', 'samples_bytes', 'plan_teacher', 'plan_distill', 'plan_caching',
-           'published', 'plan', 'show_value', 'plan_text', 'plan_cli']
+           'dit_bytes', 'copies', 'activations', 'memory', 'Live', 'fake_step', 'step_memory', 'Rate', 'make_rate',
+           'Line', 'data_facts', 'training_facts', 'vae_facts', 'plan_latents', 'configs', 'cache_settings',
+           'parameters_of', 'cache_controls', 'cost_lines', 'forwards', 'samples_bytes', 'drawn', 'plan_teacher',
+           'plan_distill', 'plan_caching', 'published', 'plan', 'show_value', 'plan_text', 'plan_cli']
 
 # %% ../nbs/62_plan.ipynb #d606a3fe
 import argparse, json, math, weakref
@@ -34,7 +34,7 @@ from .training import State, TrainConfig, fm_loss, matmul_rate, param_groups, re
 # %% ../nbs/62_plan.ipynb #ca1745af
 def step_flops(cfg: DiTConfig) -> int:
     "FLOPs (2 per multiply-add) of forward and backward of one image."
-    k = cfg.patch * (2 if cfg.overlap else 1)
+    k = cfg.kernel
     return 3 * flops(cfg)["total"] - 2 * cfg.width * (cfg.tokens * cfg.channels * k * k + 256)
 
 def recomputed_flops(cfg: DiTConfig) -> int:
@@ -111,6 +111,10 @@ def state_bytes(state: State, steps: int) -> int:
 def dit_bytes(cfg: DiTConfig, **meta) -> int:
     "Size of the file that `save_dit(path, model, **meta)` would write."
     return file_bytes(meta_dit(cfg).state_dict(), config=asdict(cfg), **meta)
+
+def copies(p: dict) -> int:
+    "Copies of the average that 33_scaled_dit keeps on its way."
+    return p["steps"] // p["snap_every"] if p["snap_every"] else 0
 
 # %% ../nbs/62_plan.ipynb #07a0dbf1
 def activations(cfg: DiTConfig, batch: int, dtype=torch.float32, fused: bool = False) -> dict:
@@ -284,7 +288,7 @@ def cache_controls(p: dict) -> list[tuple]:
 def cost_lines(stage: str, rate: Rate, training: float, sampling: float, parts: dict, disk: int, every: str = "") -> list[Line]:
     "What every such stage has: FLOPs, memory by part, disk and time."
     out = [Line(stage, "training", training, "FLOP")] if training else []
-    out += [Line(stage, "sampling", sampling, "FLOP", note="forwards of the samples that are judged or timed")]
+    out += [Line(stage, "sampling", sampling, "FLOP", note="forwards of the samples and likelihoods that are judged or timed")]
     out += [Line(stage, f"memory: {k}", v, "B") for k, v in parts.items()]
     out += [Line(stage, "memory", sum(parts.values()), "B", note="at the peak, uncompiled; the program itself and its images come on top")] if parts else []
     out += [Line(stage, "disk", disk, "B", note=every)] if disk else []
@@ -297,22 +301,30 @@ def samples_bytes(cfg: DiTConfig, n: int, **meta) -> int:
     with torch.device("meta"): return file_bytes(dict(x=torch.empty(n, cfg.channels, cfg.size, cfg.size), y=torch.empty(n, dtype=torch.long)), **meta)
 
 # %% ../nbs/62_plan.ipynb #ca2d0d9f
+def drawn(p: dict) -> int:
+    "Network forwards of all samples that 33_scaled_dit draws: judged and timed, of every copy, of four solvers, of every strength of guidance."
+    few = max(p["solvers"], default=10)
+    alike = (p["n_eval"] + 2 * 50) * p["sample_steps"] + copies(p) * p["n_snap"] * few + 4 * p["n_solve"] * sum(p["solvers"])
+    return forwards(p["w"]) * alike + p["n_solve"] * few * sum(forwards(g) for g in p["guidances"])
+
 def plan_teacher(p: dict, c: dict, rate: Rate, dtype, fused: bool, stage="33_scaled_dit") -> list[Line]:
     "The lines of the teacher's training."
     cfg, t = c["model"], c["train"]; state, N = teacher_state(cfg, t), c["facts"][0]
     own = train_flops(cfg, t) | (dict(again=t.batch * recomputed_flops(cfg)) if p["recompute"] else {}); step, saved = sum(own.values()), state_bytes(state, t.steps)
-    disk = saved + 2 * dit_bytes(cfg, step=t.steps) + samples_bytes(cfg, p["n_eval"], w=p["w"], steps=p["sample_steps"])
+    kept, images = copies(p) * dit_bytes(cfg, step=t.steps), samples_bytes(cfg, p["n_eval"], w=p["w"], steps=p["sample_steps"])
+    disk = saved + 2 * dit_bytes(cfg, step=t.steps) + kept + 2 * images                                             # samples: in pieces, and whole
     out = [Line(stage, "parameters", n_params(state.modules["model"]),
                 note=f"{cfg.depth} blocks of width {cfg.width}, {cfg.heads} heads; {cfg.tokens} tokens from {cfg.size} x {cfg.size} x {cfg.channels}"),
            Line(stage, "forward", flops(cfg)["total"], "FLOP", note="one image"),
            Line(stage, "training step", step, "FLOP", note=f"batch of {t.batch}" + (f", {own['muon'] / step:.0%} of it Muon's own, in float32, whose rate is lower" if t.optimizer == "muon" else "")),
            Line(stage, "steps", t.steps), Line(stage, "images seen", t.steps * t.batch),
            Line(stage, "epochs", t.steps * t.batch / N, note=f"of all {N:,} images" + (", before curation" if p["use_curated"] else ""))]
-    sampling = forwards(p["w"]) * (p["n_eval"] * p["sample_steps"] + min(50, p["n_eval"])) * flops(cfg)["total"]
+    likelihood = p["n_bits"] * (4 * p["bits_steps"] * 3 + 27)                                                       # RK4, each with a backward; calibration
+    sampling = (drawn(p) + likelihood) * flops(cfg)["total"]
     parts, other = (step_memory(cfg, t, dtype, fused, r) for r in (p["recompute"], not p["recompute"]))
     how = ("if kept", "without `recompute`: three quarters of the FLOPs") if p["recompute"] else ("if recomputed", "with `recompute`: every block is computed again in the backward, for a third more of its FLOPs")
     return out + [Line(stage, f"memory {how[0]}", sum(other.values()), "B", note=f"the same step {how[1]}")] + cost_lines(stage, rate, t.steps * step, sampling, parts, disk,
-                            f"of it {show_value(saved, 'B')} the state, written anew every {p['log_every']} steps "
+                            f"of it {show_value(kept, 'B')} {copies(p)} copies of the average and {show_value(saved, 'B')} the state, written anew every {p['log_every']} steps "
                             f"(about {show_value(rate.seconds(p['log_every'] * step), 's')}); two of them while one is being written")
 
 # %% ../nbs/62_plan.ipynb #bc156973

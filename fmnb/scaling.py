@@ -86,5 +86,6 @@ def held_out_loss(model, data, batch: int = 200, seed: int = 99) -> float:
     cfg, out = TrainConfig(drop=0.), []
     for i in range(0, len(data), batch):
         x, y = data.batch(torch.arange(i, min(i + batch, len(data))))
-        out.append(fm_loss(model, x, y, cfg, generator(seed, i))[0])
+        place = next(model.parameters()).device
+        out.append(fm_loss(model, x.to(place), y.to(place), cfg, generator(seed, i))[0])
     return torch.cat(out).mean().item()

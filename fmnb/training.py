@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'training_code', 'lr_scale', 'fm_loss', 't_bins',
            'processes', 'shares', 'gather', 'add_up', 'sharded', 'unsharded', 'shard', 'NonFinite', 'guard', 'train',
-           'matmul_rate', 'measured_peak', 'means', 'fit', 'train_dit', 'seconds_of', 'images_seen', 'train_state',
-           'snapshots', 'recompute_blocks', 'to_tensorboard']
+           'matmul_rate', 'measured_peak', 'means', 'fit', 'train_dit', 'seconds_of', 'images_seen', 'weights_of',
+           'train_state', 'snapshots', 'recompute_blocks', 'to_tensorboard']
 
 # %% ../nbs/31_training.ipynb #e6da076b
 import hashlib, json, math, os, time
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from . import core
 from .core import UserError, Run, autocast, code_hash, digest, generator, load_tensors, load_weights, progress, save_tensors
 from .data import ImageSet, batch_indices
-from .dit import DiT, DiTConfig, compile_blocks, save_dit
+from .dit import DiT, DiTConfig, all_blocks, compile_blocks, save_dit
 from .paths import AffinePath, LogitNormalTime, UniformTime
 
 # %% ../nbs/31_training.ipynb #ed76866c
@@ -77,7 +77,8 @@ class TrainConfig:
 
 def param_groups(model, cfg) -> list:
     "One optimizer a kind of parameter: matrices inside the blocks (not the modulation) for Muon, everything else for AdamW."
-    matrices = {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2 and ".ada." not in n}
+    stacks = tuple(f"{n}." for n, m in model.named_children() if isinstance(m, torch.nn.ModuleList))
+    matrices = {n for n, p in model.named_parameters() if n.startswith(stacks) and p.ndim == 2 and ".ada." not in n}
     if cfg.optimizer == "adamw": matrices = set()
     rest = [p for n, p in model.named_parameters() if n not in matrices]
     opts = [torch.optim.AdamW(rest, lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
@@ -113,12 +114,18 @@ class State:
 
 # %% ../nbs/31_training.ipynb #41469110
 @patch
+def names(self: State) -> dict:
+    "For each optimizer the names of its parameters, in its own order."
+    known = {id(p): f"{k}.{n}" for k, m in self.modules.items() for n, p in m.named_parameters()}
+    return {k: [known[id(p)] for g in o.param_groups for p in g["params"]] for k, o in self.optimizers.items()}
+
+@patch
 def tensors(self: State) -> dict:
     "Everything that resuming needs, as one flat dict of tensors."
     out = {f"model.{k}.{n}": v for k, m in self.modules.items() for n, v in m.state_dict().items()}
     out |= {f"ema.{k}.{n}": v for k, e in self.ema.items() for n, v in e.items()}
-    for k, opt in self.optimizers.items():
-        for i, s in opt.state_dict()["state"].items(): out |= {f"opt.{k}.{i}.{n}": torch.as_tensor(v) for n, v in s.items()}
+    for k, names in self.names().items():
+        for i, s in self.optimizers[k].state_dict()["state"].items(): out |= {f"opt.{k}.{names[i]}.{n}": torch.as_tensor(v) for n, v in s.items()}
     return out
 
 @patch
@@ -139,37 +146,51 @@ def resume(self: State, path) -> "State":
     if diff:
         raise UserError(f"the checkpoint {path} was made with {diff[0]}={before.get(diff[0])}, now it is {now.get(diff[0])}; "
                         "go back to that setting to resume, or start anew with --force")
-    if wrong := self.misfits(tensors): raise UserError(f"the checkpoint {path} was made by other code: {len(wrong)} of its tensors do not fit, first {wrong[0]}; go back to that code to resume, or start anew with --force")
+    tensors = self.named(tensors)
+    if wrong := self.misfits(tensors, meta["step"]): raise UserError(f"the checkpoint {path} was made by other code: {len(wrong)} of its tensors do not fit, first {wrong[0]}; go back to that code to resume, or start anew with --force")
     total = self.settings.get("steps", self.settings.get("updates", meta["step"] + 1))
     if meta.get("code", training_code()) != training_code() and meta["step"] < total: print(f"{path} was made by other code of the training, {meta['code']} and not {training_code()}; it goes on from step {meta['step']}, or anew with --force")
     part = lambda prefix: {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
     for k, m in self.modules.items(): load_weights(m, part(f"model.{k}."), path)
     for k, own in self.ema.items(): self.ema[k] = {n: v.to(own[n].device) for n, v in part(f"ema.{k}.").items()}
-    for k, opt in self.optimizers.items(): _load_optimizer(opt, part(f"opt.{k}."))
+    for k, names in self.names().items(): _load_optimizer(self.optimizers[k], names, part(f"opt.{k}."))
     self.step = meta["step"]
     return self
 
 # %% ../nbs/31_training.ipynb #8f5ca73a
 @cache
-def training_code(modules=("training", "dit", "data", "paths", "fast")) -> str:
+def training_code(modules=("training", "dit", "single_stream", "data", "paths", "fast")) -> str:
     "Eight hex digits of the code that makes weights; comments and docstrings do not count."
     return hashlib.sha256("".join(code_hash((Path(core.__file__).parent/f"{m}.py").read_text()) for m in modules).encode()).hexdigest()[:8]
 
 @patch
-def misfits(self: State, tensors: dict) -> list:
-    "Names of weights and averages that only this state or only `tensors` have, or in two shapes, and of what no optimizer here could have kept (a tensor like its parameter, or a number)."
-    own = {n: v.shape for n, v in self.tensors().items() if not n.startswith("opt.")}; found = {n: v.shape for n, v in tensors.items() if not n.startswith("opt.")}
-    kept = {f"opt.{k}.{i}": p.shape for k, o in self.optimizers.items() for i, p in enumerate(p for g in o.param_groups for p in g["params"])}
-    strange = [n for n, v in tensors.items() if n.startswith("opt.") and v.shape not in ((), kept.get(n.rpartition(".")[0], ()))]
-    unknown = [n for n in tensors if n.startswith("opt.") and n.rpartition(".")[0] not in kept]
-    return sorted({n for n in own.keys() | found.keys() if own.get(n) != found.get(n)} | {*strange, *unknown})
+def named(self: State, tensors: dict) -> dict:
+    "`tensors` of an older file, which numbers what an optimizer keeps (`opt.adamw.3.exp_avg`), under the names of today; others as they are."
+    old, out = {f"opt.{k}.{i}": f"opt.{k}.{n}" for k, names in self.names().items() for i, n in enumerate(names)}, {}
+    for n, v in tensors.items(): at, _, kind = n.rpartition("."); out[f"{old[at]}.{kind}" if at in old else n] = v
+    return out
 
-def _load_optimizer(opt, tensors):
-    "Put `{'3.exp_avg': tensor, ...}` back into an optimizer."
+@patch
+def misfits(self: State, tensors: dict, step: int) -> list:
+    "Names of weights and averages that only this state or only `tensors` have, or in two shapes, of what no optimizer here could have kept (a tensor like its parameter, or a number), and of parameters for which an optimizer has kept less than for its others, or none at all after a step."
+    own = {n: v.shape for n, v in self.tensors().items() if not n.startswith("opt.")}; found = {n: v.shape for n, v in tensors.items() if not n.startswith("opt.")}
+    wrong, moments = {n for n in own.keys() | found.keys() if own.get(n) != found.get(n)}, {n: v.shape for n, v in tensors.items() if n.startswith("opt.")}
+    for k, opt in self.optimizers.items():
+        kept = {f"opt.{k}.{n}": (p.shape, set()) for n, p in zip(self.names()[k], (p for g in opt.param_groups for p in g["params"]))}
+        for n in [n for n in moments if n.rpartition(".")[0] in kept]:
+            shape, kinds = kept[n.rpartition(".")[0]]; kinds.add(n.rpartition(".")[2])
+            if moments.pop(n) not in ((), shape): wrong.add(n)
+        all_kinds = set.union(set(), *(kinds for _, kinds in kept.values()))
+        wrong |= {f"{n}.{kind}" for n, (_, kinds) in kept.items() for kind in all_kinds - kinds}
+    none = step and self.optimizers and not any(n.startswith("opt.") for n in tensors)
+    return sorted(wrong | {*moments} | ({"opt." + k for k in self.optimizers} if none else set()))
+
+def _load_optimizer(opt, names, tensors):
+    "Put `{'model.head.weight.exp_avg': tensor, ...}` back into an optimizer of parameters of these names."
     state = {}
     for n, v in tensors.items():
-        i, name = n.split(".", 1)
-        state.setdefault(int(i), {})[name] = v
+        at, _, kind = n.rpartition(".")
+        state.setdefault(names.index(at), {})[kind] = v
     opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()["param_groups"]))
 
 def lr_scale(step: int, steps: int, warmup: int, decay: float) -> float:
@@ -236,7 +257,7 @@ def shard(state: "State", cfg: TrainConfig):
     from torch.distributed.tensor import distribute_tensor
     if cfg.optimizer == "muon": raise UserError("Muon needs whole matrices but FSDP cuts them; set optimizer=adamw, or launch without --use_fsdp")
     model = state.modules["model"]; mesh = init_device_mesh(next(model.parameters()).device.type, (processes()[1],))
-    for part in [*model.blocks, model]: fully_shard(part, mesh=mesh)
+    for part in [*all_blocks(model), model]: fully_shard(part, mesh=mesh)
     own, cut = model.state_dict(), lambda v, like: distribute_tensor(v, mesh, like.placements, src_data_rank=None)      # each has it all: nothing is sent
     state.ema = {k: {n: cut(v, own[n]) for n, v in e.items()} for k, e in state.ema.items()}
     moments = {k: o.state_dict()["state"] for k, o in state.optimizers.items()}
@@ -253,7 +274,8 @@ def guard(loss, norm, step, t):
     "Stop on a loss or gradient norm that is not finite, saying where."
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NonFinite(f"step {step}: loss {loss}, gradient norm {norm}, t in [{t.min():.4f}, {t.max():.4f}]; "
-                        "the last checkpoint is whole: lower the learning rate or look at the data of this step")
+                        "the last checkpoint is whole. Look at the data of this step, or copy train.state.safetensors to another folder and train anew (--force) "
+                        "with start=<that copy> and a lower learning rate")
 
 def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("cpu"), micro: int = 0):
     "Generator: trains from `state.step` to `cfg.steps`, yielding a record (step, loss, grad_norm, lr, bins, share of the time that loading took) after each step. `micro`: images a forward, 0 for all at once."
@@ -319,8 +341,9 @@ def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 5
 
 # %% ../nbs/31_training.ipynb #3714f486
 def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None, micro: int = 0, snap_every: int = 0, recompute: bool = False):
-    "Train (or resume, or just load) the network of a `DiTConfig` or an `S3Config` in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on; `recompute`: see `recompute_blocks`."
+    "Train (or resume, or just load) the network of a `DiTConfig` or an `S3Config` in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights, or a copy of another training's train.state.safetensors, of which the average is taken. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on; `recompute`: see `recompute_blocks`."
     device = device or core.device()
+    if not len(data): raise UserError("there are no images to train on")
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
     if data.y.min() < 0 or data.y.max() >= model_cfg.num_classes: raise UserError(f"labels run from {data.y.min()} to {data.y.max()} but the model has {model_cfg.num_classes} classes; set num_classes")
@@ -330,7 +353,7 @@ def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, 
     if recompute: recompute_blocks(model)
     if sharded(): shard(state, cfg)
     loop = snapshots(train(state, data, cfg, device, micro), run, state, snap_every, lambda step: images_seen(start) + step * cfg.batch)
-    records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * model_cfg.forward_flops * cfg.batch, peak=measured_peak(device))
+    records = fit(run, state, loop, cfg.steps, cfg.batch, log_every, flops_per_step=3 * model_cfg.forward_flops * cfg.batch, peak=measured_peak(device) * processes()[1])
     seen = images_seen(start) + state.step * cfg.batch
     files = {"model": unsharded(model.state_dict())} | {k.replace("model", "ema"): unsharded(e) for k, e in state.ema.items()}
     for name, tensors in files.items() if processes()[0] == 0 else (): save_dit(run/f"{name}.safetensors", model, tensors, step=state.step, images_seen=seen)
@@ -342,17 +365,23 @@ def seconds_of(log: list, batch: int) -> float:
     return sum((b["step"] - a["step"]) * batch / b["img_s"] for a, b in zip([dict(step=0), *log], log))
 
 def images_seen(path) -> int:
-    "How many images the weights in the file `path` have been trained on, its own start included; 0 for None."
-    return load_tensors(path)[1].get("images_seen", 0) if path else 0
+    "How many images the weights in the file `path` have been trained on, its own start included (of a training's state: without it); 0 for None."
+    return weights_of(path)[2] if path else 0
+
+def weights_of(path) -> tuple[dict, dict, int]:
+    "Weights, configuration and number of images seen of a file of `save_dit`, or of the average in a training's state."
+    tensors, meta = load_tensors(path)
+    if "settings" not in meta or "step" not in meta: return tensors, meta.get("config", {}), meta.get("images_seen", 0)
+    return {n.removeprefix("ema.model."): v for n, v in tensors.items() if n.startswith("ema.model.")}, meta["settings"], meta["step"] * meta["settings"].get("batch", 0)
 
 def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=torch.device("cpu"), start=None) -> State:
     "The state before the first step: weights from the file `start` or fresh ones from `cfg.seed`, their EMA, the optimizers, and settings that a resume must find again."
     core.seed_everything(cfg.seed)
     model = model_cfg.build()
     if start:
-        tensors, meta = load_tensors(start); load_weights(model, tensors, start); now = asdict(model_cfg)
-        other = [k for k, v in meta.get("config", {}).items() if k != "size" and now.get(k, v) != v]                    # another size is another grid for the same weights
-        if other: raise UserError(f"{start} was made with {other[0]}={meta['config'][other[0]]}, now it is {now[other[0]]}: its weights mean something else; start with the same setting, or without a start")
+        tensors, config, _ = weights_of(start); load_weights(model, tensors, start); now = asdict(model_cfg)
+        other = [k for k, v in config.items() if k != "size" and now.get(k, v) != v]                    # another size is another grid for the same weights
+        if other: raise UserError(f"{start} was made with {other[0]}={config[other[0]]}, now it is {now[other[0]]}: its weights mean something else; start with the same setting, or without a start")
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
@@ -371,7 +400,7 @@ def snapshots(loop, run: Run, state: State, every: int, seen=lambda step: None):
 # %% ../nbs/31_training.ipynb #31ckpt01
 def recompute_blocks(model: DiT) -> DiT:
     "Activation checkpointing (Chen et al. 2016): in place, each block keeps its input alone and is computed again in the backward. Without gradients, or with a cache, nothing changes."
-    for block in model.blocks:
+    for block in all_blocks(model):
         def forward(h, c, rope, *args, inner=block.forward, **kw):
             return checkpoint(inner, h, c, rope, *args, use_reentrant=False, **kw) if torch.is_grad_enabled() else inner(h, c, rope, *args, **kw)
         block.forward = forward

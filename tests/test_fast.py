@@ -76,6 +76,11 @@ def test_squared_relu_of_every_number():
     want, exact = (2 * x * d.float()).to(BF), (2 * x.double() * d.double()).float().to(BF)
     assert torch.equal(z, x.square().to(BF)) and torch.equal(back[~steep], want[~steep]) and ((back == want) | (back == exact))[steep].all() and 0 < steep.double().mean() < .01; b.check_margins()
 
+def test_squared_relu_lets_nan_through():
+    b = Bench(2); u = b.randn(40, dtype=BF); u[7] = float("nan"); z, back = b.room(40, dtype=BF), b.room(40, dtype=BF); back.copy_(torch.ones(40))
+    call("relu2", u, z, 40); call("relu2_back", u, back, 40)
+    for got in (z, back): assert got[7].isnan() and got.isnan().sum() == 1
+
 @pytest.fixture
 def threads():
     n = torch.get_num_threads(); yield torch.set_num_threads; torch.set_num_threads(n)

@@ -6,8 +6,9 @@ from PIL import Image
 from fmnb import core
 from fmnb.core import Run, UserError, load_tensors
 from fmnb.data import ImageSet, batch_indices, load
-from fmnb.dit import DiTConfig
-from fmnb.training import NonFinite, TrainConfig, fit, train, train_dit, train_state
+from fmnb.dit import DiTConfig, all_blocks, compile_blocks, n_params
+from fmnb.single_stream import S3Config
+from fmnb.training import NonFinite, TrainConfig, fit, param_groups, recompute_blocks, train, train_dit, train_state
 from test_runner import refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,9 @@ def test_labels_out_of_range(tmp_path, bad):
     with pytest.raises(UserError, match="labels run from .* but the model has 10 classes"): small_run(tmp_path, data)
     assert not (tmp_path/"train.state.safetensors").exists()
 
+def test_no_images(tmp_path):
+    with pytest.raises(UserError, match="no images"): small_run(tmp_path, load("digits", "train", size=8, n=24).subset([]))
+
 def test_images_that_no_patch_tiles():
     with pytest.raises(UserError, match="patches of 3 do not tile images of 8 pixels"): DiTConfig(size=8, patch=3)
 
@@ -162,7 +166,9 @@ def test_checkpoint_of_other_settings_is_kept(tmp_path):
     assert (tmp_path/"train.state.safetensors").read_bytes() == before
 
 OTHER_CODE = dict(lost_average=lambda t: t.pop("ema.model.head.weight"), other_name=lambda t: t.update({"model.model.tail.weight": t.pop("model.model.head.weight")}), other_shape=lambda t: t.update({"model.model.head.weight": torch.zeros(3, 3)}),
-                  other_optimizer=lambda t: t.update({"opt.sgd.0.momentum": torch.zeros(3)}), other_moments=lambda t: t.update({"opt.adamw.0.exp_avg": torch.zeros(2, 2)}))
+                  other_optimizer=lambda t: t.update({"opt.sgd.0.momentum": torch.zeros(3)}), other_moments=lambda t: t.update({"opt.adamw.model.head.weight.exp_avg": torch.zeros(2, 2)}), lost_moment=lambda t: t.pop("opt.adamw.model.head.weight.exp_avg_sq"),
+                  lost_steps=lambda t: [t.pop(n) for n in list(t) if n.endswith("head.weight.step")], one_without=lambda t: [t.pop(n) for n in list(t) if n.startswith("opt.adamw.model.head.weight")],
+                  no_moments=lambda t: [t.pop(n) for n in list(t) if n.startswith("opt.")])
 
 @pytest.mark.parametrize("change", OTHER_CODE)
 def test_checkpoint_of_other_code_is_kept(tmp_path, change):
@@ -171,6 +177,27 @@ def test_checkpoint_of_other_code_is_kept(tmp_path, change):
     state = train_state(data, SMALL, FEW); fresh = {k: v.clone() for k, v in state.tensors().items()}
     with pytest.raises(UserError, match=r"^the checkpoint .* was made by other code: .* do not fit, first .*--force$"): state.resume(path)
     assert path.read_bytes() == before and state.step == 0 and all(torch.equal(v, fresh[k]) for k, v in state.tensors().items())
+
+def test_moments_find_their_parameters_by_name(tmp_path):
+    "A file in which optimizers number their parameters, as they once did, is read alike; in another order the moments still go where they belong."
+    data, path = load("digits", "train", size=8, n=24), tmp_path/"train.state.safetensors"; small_run(tmp_path, data)
+    state = train_state(data, SMALL, FEW); tensors, meta = load_tensors(path); want = state.resume(path).tensors()
+    number = {f"opt.{k}.{n}": f"opt.{k}.{i}" for k, names in state.names().items() for i, n in enumerate(names)}
+    old = {number.get(n.rpartition(".")[0], n.rpartition(".")[0]) + n[n.rfind("."):]: v for n, v in tensors.items()}
+    assert old.keys() != tensors.keys(); core.save_tensors(tmp_path/"old", old, **meta)
+    turned = train_state(data, SMALL, FEW)
+    for o in turned.optimizers.values(): o.param_groups[0]["params"].reverse()
+    for other, file in ((train_state(data, SMALL, FEW), tmp_path/"old"), (turned, path)):
+        got = other.resume(file).tensors(); assert got.keys() == want.keys() and all(torch.equal(v, want[n]) for n, v in got.items())
+
+def test_all_blocks_of_a_single_stream_are_treated_alike():
+    "Refiners too: matrices by Muon, compiled, recomputed."
+    cfg = S3Config(size=8, channels=1, num_classes=10, patch=4, width=16, heads=2, depth=1, refiners=1, cond_dim=16, axes_dims=(4, 2, 2), rank=16, time_hidden=16)
+    model = cfg.build(); adamw, muon = param_groups(model, TrainConfig())
+    by_muon = {id(p) for p in muon.param_groups[0]["params"]}; names = {n for n, p in model.named_parameters() if id(p) in by_muon}
+    assert names == {n for part in ("noise.0", "context.0", "blocks.0") for n in (f"{part}.{m}.weight" for m in ("attn.qkv", "attn.proj", "mlp.up", "mlp.down"))}
+    assert len(all_blocks(model)) == 3 and sum(p.numel() for o in (adamw, muon) for p in o.param_groups[0]["params"]) == n_params(model)
+    compile_blocks(recompute_blocks(model)); assert all("forward" in vars(b) and "fused" in vars(b) for b in all_blocks(model))
 
 def test_code_that_changed_is_said(tmp_path, capsys):
     data, path = load("digits", "train", size=8, n=24), tmp_path/"train.state.safetensors"; small_run(tmp_path, data)
