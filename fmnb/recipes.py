@@ -9,7 +9,7 @@ __all__ = ['Recipe', 'recipes', 'settings', 'unit']
 import json
 from dataclasses import dataclass, field
 import torch
-from .core import Run, UserError, atomic_write
+from .core import Run, UserError, atomic_write, device
 from .dit import DiTConfig, compile_blocks, load_dit
 from .evaluation import balanced_labels, sample
 from .published import PAPER
@@ -64,7 +64,7 @@ def unit(r: Recipe, s: int, run: Run, base: DiTConfig, data, held, judge, p: dic
     data.flips, flips = data.flips and r.flips, data.flips
     try: _, log = train_dit(folder, data, cfg, tc, log_every=max(1, tc.steps // 8), compile=p["compile"])
     finally: data.flips = flips
-    model = (load_s3 if r.stream else load_dit)(folder/f"{r.file}.safetensors")
+    model = (load_s3 if r.stream else load_dit)(folder/f"{r.file}.safetensors").to(device())
     if p["compile"]: compile_blocks(model)
     labels = balanced_labels(p["n_fd"], cfg.num_classes)
     x, _ = sample(model, labels, data.shape, p["sample_steps"], p["w"], cfg.num_classes, seed=s)
