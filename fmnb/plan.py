@@ -87,9 +87,9 @@ def teacher_state(cfg: DiTConfig, t: TrainConfig) -> State:
     return stepped(State(dict(model=model), {type(o).__name__.lower(): o for o in param_groups(model, t)}, dict(model=t.ema) | {f"model@{d:g}": d for d in t.emas}, asdict(cfg) | asdict(t) | dict(images="0" * 16)))
 
 def student_state(cfg: DiTConfig, d: DMDConfig, **settings) -> State:
-    "The state of a distillation after a step, on the meta device; student and critic are alike, so one network stands for both."
-    net = meta_dit(cfg); opt = torch.optim.AdamW(net.parameters(), lr=1e-4)
-    return stepped(State(dict(student=net, critic=net), dict(student=opt, critic=opt), dict(student=d.ema), asdict(d) | dict(teacher="0" * 16) | settings))
+    "The state of a distillation after a step, on the meta device."
+    nets = dict(student=meta_dit(cfg), critic=_meta_dit.__wrapped__(astuple(cfg)))
+    return stepped(State(nets, {k: torch.optim.AdamW(m.parameters(), lr=1e-4) for k, m in nets.items()}, dict(student=d.ema), asdict(d) | dict(teacher="0" * 16) | settings))
 
 # %% ../nbs/62_plan.ipynb #c964634d
 def n_bytes(tensors) -> int:
