@@ -111,7 +111,8 @@ def table(run: Run, found: dict, args, judge):
     print(f"{args.minutes:g} minutes of one thread each, torch {torch.__version__}; {judge.extractor.metric(args.n)} with {args.steps} Euler steps\n\n| contestant | parameters | images | seeds | FD | FD, guided, with classes | bits/dim |\n|---|---|---|---|---|---|---|")
     run.row("minutes", args.minutes, unit="minutes", note="processor time of one thread that each contestant trained")
     for name, seeds in found.items():
-        of = [meta for _, meta in seeds.values()]; how = f"{of[0]['size']:,} parameters, {of[0]['images']:,} images in {args.minutes:g} minutes of one thread, {of[0]['weights']} weights"
+        of = [meta for _, meta in seeds.values()]; by_seed = {k: meta["weights"] for k, (_, meta) in seeds.items()}
+        kept = of[0]["weights"] if len(set(by_seed.values())) == 1 else "by seed " + ", ".join(f"{k}: {w}" for k, w in by_seed.items()); how = f"{of[0]['size']:,} parameters, {of[0]['images']:,} images in {args.minutes:g} minutes of one thread, {kept} weights"
         fd = {k: row(f"{name}_{k}", [m[k] for m in of], n=args.n, higher_is_better=False, note=f"{judge.extractor.metric(args.n)}, {args.steps} Euler steps, {'w=2 with classes' if k != 'fd' else 'no classes'}; {how}") for k in ("fd", "fd_guided") if k in of[0]}
         b = row(f"{name}_bits_per_dim", [m["bits_per_dim"] for m in of], spread=standard_error(next(iter(seeds.values()))[0]["each"]).item(), n=args.bits, unit="bits", higher_is_better=False, note=f"test images without their labels, to t = 0.995 of the calibrated velocity, then a logistic; {how}")
         run.row(f"{name}_images", of[0]["images"], unit="images", note=how)

@@ -71,11 +71,17 @@ def check_weights(weights, n: int) -> torch.Tensor:
     if not torch.isfinite(w).all() or (w < 0).any() or w.sum() <= 0: raise UserError("weights must be finite, none negative and not all zero")
     return w
 
+@lru_cache(2)
+def _shuffled(n: int, epoch: int, seed: int) -> torch.Tensor:
+    "A permutation; kept, because every step of an epoch asks for it and a million positions take 30 ms. Not to be written to."
+    from fmnb.core import generator
+    return torch.randperm(n, generator=generator(seed, 1_000_003, epoch))
+
 def epoch_order(n: int, epoch: int, seed: int, weights=None) -> torch.Tensor:
     "The n positions of an epoch: a permutation, or with `weights` (n,) a systematic sample (each floor or ceil of n w / sum w times) in the same order. Depends on (seed, epoch) alone, so a resumed run sees the same images."
-    from fmnb.core import generator
-    order = torch.randperm(n, generator=generator(seed, 1_000_003, epoch))
+    order = _shuffled(n, epoch, seed)
     if weights is None: return order
+    from fmnb.core import generator
     u = torch.rand((), generator=generator(seed, 1_000_033, epoch), dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
     ends = check_weights(weights, n).cumsum(0); ends = ends * (n / ends[-1])
     return torch.searchsorted(ends, torch.arange(n) + u, right=True)[order]

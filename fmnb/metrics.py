@@ -24,6 +24,7 @@ class Moments:
     def update(self, features):
         "Take in a batch (n, d); returns self."
         x, new = features.double(), Moments()
+        if not x.isfinite().all(): raise UserError(f"features of {int((~x.isfinite()).any(1).sum())} of {len(x)} images are no numbers; look at the images, or at the weights that drew them")
         new.n, new.mean = len(x), x.mean(0); new._m2 = (x - new.mean).T @ (x - new.mean)
         self.__dict__.update((self + new).__dict__)
         return self

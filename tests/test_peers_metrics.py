@@ -22,6 +22,8 @@ def test_kernel_distance():
     a, b = clouds(n=300, m=300)
     once = metric_kid.kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=300, verbose=False)["kernel_inception_distance_mean"]
     for block in (1000, 77): assert abs(kernel_distance(a, b, block) / once - 1) < 1e-4     # one subset that is everything
+    whole = cleanfid.kernel_distance(a.numpy(), b.numpy(), num_subsets=1, max_subset_size=300)
+    assert abs(kernel_distance(a, b) / whole - 1) < 1e-4
     np.random.seed(0); theirs = cleanfid.kernel_distance(a.numpy(), b.numpy(), num_subsets=200, max_subset_size=100)
     ours, error = kernel_distance_subsets(a, b, subsets=200, size=100)
     assert abs(ours - theirs) < 6 * error
