@@ -324,7 +324,7 @@ def plan_teacher(p: dict, c: dict, rate: Rate, dtype, fused: bool, stage="33_sca
     parts, other = (step_memory(cfg, t, dtype, fused, r) for r in (p["recompute"], not p["recompute"]))
     how = ("if kept", "without `recompute`: three quarters of the FLOPs") if p["recompute"] else ("if recomputed", "with `recompute`: every block is computed again in the backward, for a third more of its FLOPs")
     return out + [Line(stage, f"memory {how[0]}", sum(other.values()), "B", note=f"the same step {how[1]}")] + cost_lines(stage, rate, t.steps * step, sampling, parts, disk,
-                            f"of it {show_value(kept, 'B')} {copies(p)} copies of the average and {show_value(saved, 'B')} the state, written anew every {p['log_every']} steps "
+                            f"of it {show_value(kept, 'B')} in {copies(p)} copies of the average and {show_value(saved, 'B')} the state, written anew every {p['log_every']} steps "
                             f"(about {show_value(rate.seconds(p['log_every'] * step), 's')}); two of them while one is being written")
 
 # %% ../nbs/62_plan.ipynb #bc156973
