@@ -1,7 +1,7 @@
 "What a notebook cannot hold: a training killed with -9 and started again, and the bad inputs of the training stage, each one sentence and exit code 2."
-import errno, os, socket, subprocess, sys
+import errno, os, socket, subprocess, sys, time
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, psutil, pytest, torch
 from PIL import Image
 from fmnb import core
 from fmnb.core import Run, UserError, load_tensors
@@ -214,6 +214,26 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="no space left on the disk"): core.atomic_write(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["state"]
+
+def test_stage_killed_with_and_without_its_kernel(tmp_path):
+    "`fmnb_run` as users run it, compiled: killed with -9 together with the kernel that trains, or alone, so that the kernel finds itself without it; the weights are those of the run that nobody killed."
+    sets = [f"33.{k}" for k in ("use_curated=false", "steps=300", "log_every=2", "snap_every=0")]
+    def trained(runs, kills):
+        folder = runs/"smoke"/"33_scaled_dit"; lines = lambda: len((folder/"stats.jsonl").read_bytes().splitlines()) if (folder/"stats.jsonl").exists() else 0
+        for alone, more in [*kills, (False, 0)]:
+            p = subprocess.Popen([sys.executable, "-m", "fmnb.runner", "--profile", "smoke", "--only", "33", *(w for v in sets for w in ("--set", v))], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=open(runs/"err", "w"),
+                                 env=os.environ | dict(FMNB_RUNS=str(runs), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", FMNB_QUIET="1"))
+            want = lines() + more
+            while p.poll() is None and not (lines() >= want if more else (folder/"ema.safetensors").exists()): time.sleep(.01)
+            assert p.poll() is None, (runs/"err").read_text()
+            for q in [p] if alone else [*psutil.Process(p.pid).children(recursive=True), p]: q.kill()
+            p.wait()
+        return folder
+    for d in ("whole", "killed"): (tmp_path/d).mkdir()
+    whole, killed = trained(tmp_path/"whole", []), trained(tmp_path/"killed", [(False, 20), (True, 30), (True, 7)])
+    for name in ("ema", "model", "train.state"):
+        a, b = (load_tensors(d/f"{name}.safetensors")[0] for d in (whole, killed)); assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
+    logs = [[(r["step"], r["loss"]) for r in Run("33", path=d).stats("train")] for d in (whole, killed)]; assert logs[0] == logs[1] and len(logs[0]) == 150
 
 @pytest.fixture
 def stage(tmp_path):
