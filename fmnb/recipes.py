@@ -36,7 +36,8 @@ def recipes() -> list[Recipe]:
     rows = [R("base", "base"), *(R(names[k], "paper's DiT", {k: v}) for k, v in PAPER.items()), R("paper", "paper's DiT", dict(PAPER))]
     rows += [R("single stream", "Z-Image", stream=True), R("no sandwich", "Z-Image", dict(sandwich=False), stream=True), R("no tanh", "Z-Image", dict(tanh_gate=False), stream=True),
              R("stream, no QK-norm", "Z-Image", dict(qk_norm=False), stream=True), R("stream, GELU", "Z-Image", dict(ffn="gelu"), stream=True),
-             R("no refiners", "Z-Image", dict(refiners=0), stream=True), R("modulation of rank 16", "Z-Image", dict(rank=16), stream=True)]
+             R("no refiners", "Z-Image", dict(refiners=0), stream=True), R("modulation of rank 16", "Z-Image", dict(rank=16), stream=True),
+             R("with a shift", "Z-Image", dict(shift=True), stream=True), R("class in the modulation", "Z-Image", dict(condition="modulation"), stream=True), R("two axes", "Z-Image", dict(axes=2), stream=True)]
     rows += [R("adamw", "training", train=dict(optimizer="adamw")), R("adamw, half the rate", "training", train=dict(optimizer="adamw", lr=1e-3)), R("uniform time", "training", train=dict(time="uniform")),
              R("no decay", "training", train=dict(decay=1e-9)), R("live weights", "training", file="model"), R("no flips", "training", flips=False)]
     return rows + [R("narrower", "size", dict(scale=2 / 3)), R("wider", "size", dict(scale=5 / 3)), R("patch halved", "size", dict(patch=.5))]
@@ -48,7 +49,7 @@ def settings(r: Recipe, base: DiTConfig, budget: float, batch: int, seed: int = 
     if "patch" in changes: changes["patch"] = int(base.patch * changes["patch"])
     if scale := changes.pop("scale", 0): changes |= dict(heads=(h := max(1, round(base.heads * scale))), width=h * d, depth=max(1, round(base.depth * scale)))
     same = dict(size=base.size, channels=base.channels, num_classes=base.num_classes, patch=base.patch, width=base.width, heads=base.heads)
-    axes = (d - 2 * (d * 3 // 16 * 2), d * 3 // 16 * 2, d * 3 // 16 * 2)
+    turned = d // 4 * 2 if changes.pop("axes", 3) == 2 else d * 3 // 16 * 2; axes = (d - 2 * turned, turned, turned)
     cfg = S3Config(**same | dict(depth=max(1, base.depth - changes.get("refiners", 1)), refiners=1, cond_dim=base.width, axes_dims=axes, rank=base.width, time_hidden=base.width, predict=base.predict) | changes) if r.stream else DiTConfig(**vars(base) | changes)
     steps = round(budget / (3 * cfg.forward_flops * batch))
     if steps < 10: raise UserError(f"{budget:.1e} FLOPs are {steps} steps of {batch} images for the row '{r.name}'; give a larger budget or a smaller model")

@@ -37,6 +37,8 @@ class S3Config:
     sandwich: bool = True     # a norm after each half as well
     qk_norm: bool = True
     tanh_gate: bool = True
+    shift: bool = False       # shift what each half sees as well, as adaLN does
+    condition: str = "tokens" # or "modulation": the class is added to the time condition, and the row holds the image alone
     ffn: str = "swiglu"       # or "gelu", with as many parameters
     eps: float = 1e-5
     predict: str = "v"        # what the head outputs: "v" or "x1"
@@ -53,6 +55,8 @@ def validate(self: S3Config):
         raise UserError(f"axes_dims {self.axes_dims} must be three even numbers that sum to the head dimension {self.width // self.heads}")
     if self.size % self.patch: raise UserError(f"patches of {self.patch} do not tile images of {self.size} pixels; choose a patch that divides {self.size}")
     if self.ffn not in ("swiglu", "gelu"): raise UserError(f"ffn is '{self.ffn}' but must be 'swiglu' or 'gelu'")
+    if self.condition not in ("tokens", "modulation"): raise UserError(f"condition is '{self.condition}' but must be 'tokens' or 'modulation'")
+    if self.condition == "modulation" and not self.num_classes: raise UserError("condition features cannot go into the modulation, only classes can; set num_classes, or condition to 'tokens'")
     if self.predict not in ("v", "x1"): raise UserError(f"predict is '{self.predict}' but must be 'v' or 'x1'")
     if self.pad_to < 1 or self.class_tokens < 1: raise UserError(f"pad_to is {self.pad_to} and class_tokens {self.class_tokens}, but both must be at least 1")
 
@@ -62,6 +66,16 @@ def hidden(self: S3Config) -> int:
     return int(self.width / 3 * 8) if self.ffn == "swiglu" else 4 * self.width
 
 Z_IMAGE = S3Config(size=128, channels=16, num_classes=0, patch=2, width=3840, depth=30, heads=30, cond_dim=2560, axes_dims=(32, 48, 48), axes_lens=(1536, 512, 512), pad_to=32)
+
+@patch(as_prop=True)
+def tokens_of_class(self: S3Config) -> int:
+    "Condition tokens that a class has in the row."
+    return self.class_tokens if self.condition == "tokens" else 0
+
+@patch(as_prop=True)
+def modulations(self: S3Config) -> int:
+    "Vectors of the width that modulate a block: scale and gate of each half, and the shift."
+    return 6 if self.shift else 4
 
 # %% ../nbs/35_single_stream.ipynb #fee212db
 def positions(L: int, h: int, w: int, pad: int = 0, device=None):
@@ -112,31 +126,33 @@ class S3Block(nn.Module):
         w, norm = cfg.width, lambda on=True: Norm(cfg.width, cfg.eps) if on else nn.Identity()
         self.attn, self.mlp = S3Attention(w, cfg.heads, cfg.qk_norm, cfg.eps), FeedForward(w, cfg.hidden, cfg.ffn)
         self.attn_in, self.mlp_in, self.attn_out, self.mlp_out = norm(), norm(), norm(cfg.sandwich), norm(cfg.sandwich)
-        self.gate, self.ada = torch.tanh if cfg.tanh_gate else nn.Identity(), nn.Linear(cfg.rank, 4 * w) if modulated else None
+        self.gate, self.ada = torch.tanh if cfg.tanh_gate else nn.Identity(), nn.Linear(cfg.rank, cfg.modulations * w) if modulated else None
         if modulated: nn.init.zeros_(self.ada.weight); nn.init.zeros_(self.ada.bias)
-    def attention(self, h, scale, rope): return self.attn_out(self.attn(self.attn_in(h) * (1 + scale), rope))
-    def feedforward(self, h, scale): return self.mlp_out(self.mlp(self.mlp_in(h) * (1 + scale)))
+    def attention(self, h, scale, rope, shift=0): return self.attn_out(self.attn(self.attn_in(h) * (1 + scale) + shift, rope))
+    def feedforward(self, h, scale, shift=0): return self.mlp_out(self.mlp(self.mlp_in(h) * (1 + scale) + shift))
     def fused(self, h, c, rope): return self._forward(h, c, rope, OFF, "")
     def forward(self, h, c, rope, cache=OFF, name="block"):
         if cache is OFF: return self.fused(h, c, rope)
         return cache.site(name, lambda: self._forward(h, c, rope, cache, name), h)
     def _forward(self, h, c, rope, cache, name):
-        s1, g1, s2, g2 = (0, 1, 0, 1) if self.ada is None else self.ada(c).to(h.dtype)[:, None].chunk(4, -1)      # each (B, 1, width)
+        s1, g1, s2, g2, *shifts = (0, 1, 0, 1) if self.ada is None else self.ada(c).to(h.dtype)[:, None].split(h.shape[-1], -1)      # each (B, 1, width)
+        b1, b2 = shifts or (0, 0)
         if self.ada is not None: g1, g2 = self.gate(g1), self.gate(g2)
-        h = h + g1 * cache.site(f"{name}.attn", lambda: self.cached_attention(h, s1, rope, cache, f"{name}.attn.probs"), h)
-        return h + g2 * cache.site(f"{name}.mlp", lambda: self.feedforward(h, s2), h)
+        h = h + g1 * cache.site(f"{name}.attn", lambda: self.cached_attention(h, s1, rope, cache, f"{name}.attn.probs", b1), h)
+        return h + g2 * cache.site(f"{name}.mlp", lambda: self.feedforward(h, s2, b2), h)
 
 # %% ../nbs/35_single_stream.ipynb #c0a4e1c0
 @patch
-def cached_attention(self: S3Block, h, scale, rope, cache, name):
+def cached_attention(self: S3Block, h, scale, rope, cache, name, shift=0):
     "`attention`, by parts if the cache has a rule for the probabilities `name`."
-    if not cache.wants(name): return self.attention(h, scale, rope)
-    return self.attn_out(attend_by_parts(self.attn, self.attn_in(h) * (1 + scale), rope, cache, name))
+    if not cache.wants(name): return self.attention(h, scale, rope, shift)
+    return self.attn_out(attend_by_parts(self.attn, self.attn_in(h) * (1 + scale) + shift, rope, cache, name))
 
 @patch
 def modulated(self: S3Block, h, c):
     "What the block's attention sees (TeaCache's signal)."
-    return self.attn_in(h) * (1 + self.ada(c).to(h.dtype)[:, None].chunk(4, -1)[0])
+    scale, _, _, _, *shifts = self.ada(c).to(h.dtype)[:, None].split(h.shape[-1], -1)
+    return self.attn_in(h) * (1 + scale) + (shifts[0] if shifts else 0)
 
 # %% ../nbs/35_single_stream.ipynb #0f082bef
 class TimeCondition(nn.Module):
@@ -155,11 +171,12 @@ class S3DiT(nn.Module):
         super().__init__()
         self.cfg, w, pix = cfg, cfg.width, cfg.patch ** 2 * cfg.channels
         self.embed, self.time = nn.Linear(pix, w), TimeCondition(cfg.rank, cfg.time_hidden)
-        self.label = nn.Embedding(cfg.num_classes + 1, cfg.class_tokens * cfg.cond_dim) if cfg.num_classes else None
-        self.cond = nn.Sequential(Norm(cfg.cond_dim, cfg.eps), nn.Linear(cfg.cond_dim, w))
-        self.pad_image, self.pad_cond = (nn.Parameter(torch.zeros(w)) if cfg.pad_to > 1 else None for _ in range(2))
+        tokens = cfg.condition == "tokens"
+        self.label = nn.Embedding(cfg.num_classes + 1, cfg.class_tokens * cfg.cond_dim if tokens else cfg.rank) if cfg.num_classes else None
+        self.cond = nn.Sequential(Norm(cfg.cond_dim, cfg.eps), nn.Linear(cfg.cond_dim, w)) if tokens else None
+        self.pad_image, self.pad_cond = (nn.Parameter(torch.zeros(w)) if cfg.pad_to > 1 and used else None for used in (True, tokens))
         self.noise = nn.ModuleList(S3Block(cfg) for _ in range(cfg.refiners))
-        self.context = nn.ModuleList(S3Block(cfg, modulated=False) for _ in range(cfg.refiners))
+        self.context = nn.ModuleList(S3Block(cfg, modulated=False) for _ in range(cfg.refiners * tokens))
         self.blocks = nn.ModuleList(S3Block(cfg) for _ in range(cfg.depth))
         self.norm, self.ada, self.head = nn.LayerNorm(w, eps=1e-6, elementwise_affine=False), nn.Linear(cfg.rank, w), nn.Linear(w, pix)
         for m in (self.ada, self.head): nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
@@ -211,15 +228,16 @@ def trunk(self: S3DiT, h, c, rope, cache=OFF):
 def network(self: S3DiT, x, t, y, cache=OFF, lengths=None):
     "What the head predicts, (B, C, H, W): v or x1."
     self.check(x, t, y, lengths)
-    c, (h, w) = self.time(t), (s // self.cfg.patch for s in x.shape[2:])
-    cond = cache.site("condition", lambda: self.condition(y, cache, lengths), x)
+    c, (h, w), tokens = self.time(t), (s // self.cfg.patch for s in x.shape[2:]), self.cfg.condition == "tokens"
+    if not tokens: c = c + self.label(y)
+    cond = cache.site("condition", lambda: self.condition(y, cache, lengths), x) if tokens else x.new_zeros(len(x), 0, self.cfg.width)
     img = self.fill(self.embed(self.patchify(x)), self.pad_image)
     if cond.shape[1] + 2 > self.cfg.axes_lens[0] or h > self.cfg.axes_lens[1] or w > self.cfg.axes_lens[2]:
         raise UserError(f"{cond.shape[1]} condition tokens and {h} x {w} patches reach beyond axes_lens {self.cfg.axes_lens}; shorten them or raise axes_lens")
     pos_c, pos_x = positions(cond.shape[1], h, w, img.shape[1] - h * w, x.device)
     rope_x, rope = self.rope(pos_x, img.dtype), self.rope(torch.cat([pos_x, pos_c]), img.dtype)
     for i, block in enumerate(self.noise): img = block(img, c, rope_x, cache, f"noise{i}")
-    row = torch.cat([img, cond], 1)
+    row = torch.cat([img, cond], 1) if tokens else img
     cache.tap("mod", lambda row=row: self.blocks[0].modulated(row, c))
     row = cache.site("trunk", lambda: self.trunk(row, c, rope, cache), row)[:, :h * w]
     return self.unpatchify(self.head(self.norm(row) * (1 + self.ada(F.silu(c)).to(row.dtype)[:, None])), h, w)
@@ -235,7 +253,7 @@ def forward(self: S3DiT, x, t, y, cache=OFF, lengths=None, t_eps: float = 1e-3):
 def check(self: S3DiT, x, t, y, lengths=None):
     "Raise a `UserError` for inputs that do not fit each other or the network."
     cfg = self.cfg
-    features = y.ndim == 3 and y.shape[::2] == (len(x), cfg.cond_dim)
+    features = cfg.condition == "tokens" and y.ndim == 3 and y.shape[::2] == (len(x), cfg.cond_dim)
     if x.ndim != 4 or x.shape[1] != cfg.channels or any(s % cfg.patch for s in x.shape[2:]) or t.shape != (len(x),) or not (features or y.shape == (len(x),)):
         raise UserError(f"the model takes x (B, {cfg.channels}, H, W) with sides that {cfg.patch} divides, t (B,), and y (B,) or (B, L, {cfg.cond_dim}); "
                         f"got {tuple(x.shape)}, {tuple(t.shape)}, {tuple(y.shape)}")
@@ -285,27 +303,27 @@ def forward_flops(self: S3Config) -> int:
     return s3_flops(self)["total"]
 
 def s3_flops(cfg: S3Config, height: int | None = None, width: int | None = None, L: int | None = None) -> dict:
-    "FLOPs (2 per multiply-add) of one forward of one image of height x width (default `cfg.size`) with L condition tokens (default `class_tokens`), by part; `total` is their sum."
-    C, r, L = cfg.width, cfg.rank, L or cfg.class_tokens
+    "FLOPs (2 per multiply-add) of one forward of one image of height x width (default `cfg.size`) with L condition tokens (default: those of a class), by part; `total` is their sum."
+    C, r, L = cfg.width, cfg.rank, L or cfg.tokens_of_class
     N, pix = (height or cfg.size) // cfg.patch * ((width or cfg.size) // cfg.patch), cfg.patch ** 2 * cfg.channels
     full = lambda n: n + -n % cfg.pad_to
     block = lambda n: 8 * n * C * C + 4 * n * n * C + (6 if cfg.ffn == "swiglu" else 4) * n * C * cfg.hidden
     parts = dict(condition=2 * L * cfg.cond_dim * C + cfg.refiners * block(full(L)), noise=cfg.refiners * block(full(N)), trunk=cfg.depth * block(full(N) + full(L)),
-                 ada=(cfg.refiners + cfg.depth) * 8 * r * C + 2 * r * C, ends=4 * N * C * pix + 2 * cfg.time_hidden * (256 + r))
+                 ada=(cfg.refiners + cfg.depth) * 2 * cfg.modulations * r * C + 2 * r * C, ends=4 * N * C * pix + 2 * cfg.time_hidden * (256 + r))
     return parts | dict(total=sum(parts.values()))
 
 # %% ../nbs/35_single_stream.ipynb #c0a4e1c1
 def s3_site_flops(cfg: S3Config, height: int | None = None, width: int | None = None, L: int | None = None, ends=(0, 0)) -> dict:
     "FLOPs that skipping a site of an `S3DiT` saves, for one image: all that lies within. `v` is the whole forward, `ends` the blocks that `span` leaves out; the others are as for `s3_flops`."
-    f, C, L = s3_flops(cfg, height, width, L), cfg.width, L or cfg.class_tokens
-    full, ada = (lambda n: n + -n % cfg.pad_to), 8 * cfg.rank * C
+    f, C, L = s3_flops(cfg, height, width, L), cfg.width, L or cfg.tokens_of_class
+    full, ada = (lambda n: n + -n % cfg.pad_to), 2 * cfg.modulations * cfg.rank * C
     n_img, n_cond = full((height or cfg.size) // cfg.patch * ((width or cfg.size) // cfg.patch)), full(L)
     def block(name, n, ada):
         mlp = (6 if cfg.ffn == "swiglu" else 4) * n * C * cfg.hidden
         return {name: 8 * n * C * C + 4 * n * n * C + mlp + ada, name + ".attn": 8 * n * C * C + 4 * n * n * C, name + ".mlp": mlp, name + ".attn.probs": 4 * n * C * C + 2 * n * n * C}
     one = block("one", n_img + n_cond, ada)["one"]
-    out = dict(v=f["total"], condition=f["condition"], trunk=cfg.depth * one, span=(cfg.depth - sum(ends)) * one)
-    for kind, count, n, extra in (("context", cfg.refiners, n_cond, 0), ("noise", cfg.refiners, n_img, ada), ("block", cfg.depth, n_img + n_cond, ada)):
+    out = dict(v=f["total"]) | (dict(condition=f["condition"]) if L else {}) | dict(trunk=cfg.depth * one, span=(cfg.depth - sum(ends)) * one)
+    for kind, count, n, extra in (("context", cfg.refiners * bool(L), n_cond, 0), ("noise", cfg.refiners, n_img, ada), ("block", cfg.depth, n_img + n_cond, ada)):
         for i in range(count): out |= block(f"{kind}{i}", n, extra)
     return out
 
