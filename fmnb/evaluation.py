@@ -9,14 +9,14 @@ __all__ = ['Classifier', 'augment', 'train_classifier', 'load_classifier', 'feat
 # %% ../nbs/32_evaluation.ipynb #227bfa93
 import json
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Callable
 import torch, torch.nn as nn, torch.nn.functional as F
 from .core import UserError, autocast, device, digest, generator, load_tensors, load_weights, progress, save_tensors, seed_everything, upstream
 from .data import ImageSet, batch_indices, load, to_uint8
 from .guidance import Guided
-from .metrics import Moments, frechet, kernel_distance, precision_recall
+from .metrics import Moments, frechet, kernel_distance, kernel_self, precision_recall
 from .solvers import Euler, uniform_grid
 
 # %% ../nbs/32_evaluation.ipynb #a4d67284
@@ -175,11 +175,13 @@ class Judge:
         self.net, self.reference, self.train = net, reference, train
         self.extractor = extractor or extractor_of("classifier", net)
         self.ref = self.extractor(reference.x) if ref is None else ref
+    @cached_property
+    def ref_kernel(self): return kernel_self(self.ref)
     def __call__(self, x, labels, most: int = 5000) -> Scores:
         f, m = self.extractor(x), min(len(self.ref), most)
         right = (features(self.net, x.clamp(-1, 1))[1].argmax(1) == labels).double().mean().item() if self.net else None
         p, r = precision_recall(self.ref[evenly(len(self.ref), m)], f[evenly(len(f), m)])
-        return Scores(frechet(f, self.ref), kernel_distance(f, self.ref), p, r, right, len(x))
+        return Scores(frechet(f, self.ref), kernel_distance(f, self.ref, of_b=self.ref_kernel), p, r, right, len(x))
 
 # %% ../nbs/32_evaluation.ipynb #32ext006
 def load_judge(profile: str) -> tuple[Judge, Classifier]:

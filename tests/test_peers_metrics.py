@@ -1,7 +1,7 @@
 "Our metrics give what clean-fid (Parmar et al. 2022) and torch-fidelity (Obukhov et al. 2020) give on the same features."
 import numpy as np, pytest, torch
 from fmnb.core import generator
-from fmnb.metrics import Moments, frechet, kernel_distance, kernel_distance_subsets, precision_recall
+from fmnb.metrics import Moments, frechet, kernel_distance, kernel_distance_subsets, kernel_self, precision_recall
 cleanfid = pytest.importorskip("cleanfid.fid"); torch_fidelity = pytest.importorskip("torch_fidelity")
 from torch_fidelity import metric_fid, metric_kid, metric_prc
 
@@ -22,6 +22,7 @@ def test_kernel_distance():
     a, b = clouds(n=300, m=300)
     once = metric_kid.kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=300, verbose=False)["kernel_inception_distance_mean"]
     for block in (1000, 77): assert abs(kernel_distance(a, b, block) / once - 1) < 1e-4     # one subset that is everything
+    assert abs(kernel_distance(a, b, of_b=kernel_self(b)) / once - 1) < 1e-4
     whole = cleanfid.kernel_distance(a.numpy(), b.numpy(), num_subsets=1, max_subset_size=300)
     assert abs(kernel_distance(a, b) / whole - 1) < 1e-4
     np.random.seed(0); theirs = cleanfid.kernel_distance(a.numpy(), b.numpy(), num_subsets=200, max_subset_size=100)
