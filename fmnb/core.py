@@ -281,9 +281,13 @@ def figure_style():
         "axes.spines.top": False, "axes.spines.right": False, "image.interpolation": "nearest", "image.cmap": "gray"})
 
 def plain_log(*axes):
-    "Numbers such as 2, 5 and 10 at logarithmic axes (`ax.xaxis`, `ax.yaxis`) in place of powers of ten."
-    from matplotlib.ticker import LogLocator, NullFormatter
-    for a in axes: a.set_major_locator(LogLocator(subs=(1, 2, 5))); a.set_major_formatter("{x:g}"); a.set_minor_formatter(NullFormatter())
+    "Numbers such as 2, 5 and 10 at logarithmic axes (`ax.xaxis`, `ax.yaxis`) in place of powers of ten; where fewer than three of these are in sight, round numbers."
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    class Plain(LogLocator):
+        def tick_values(self, low, high):
+            ticks = super().tick_values(low, high)
+            return ticks if sum(low <= t <= high for t in ticks) > 2 else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    for a in axes: a.set_major_locator(Plain(subs=(1, 2, 5))); a.set_major_formatter("{x:g}"); a.set_minor_formatter(NullFormatter())
 
 def show_movie(draw, n: int, finding: str, alt: str, ms: int = 120, hold: int = 12, colors: int = 8):
     "Display the figures `draw(0)` to `draw(n - 1)` as one animated PNG, `ms` a frame and the last one `hold` times as long, then `finding`. What cannot play it shows the last frame."
