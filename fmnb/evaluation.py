@@ -7,7 +7,7 @@ __all__ = ['Classifier', 'augment', 'train_classifier', 'load_classifier', 'feat
            'inception_extractor', 'extractor_of', 'sample', 'balanced_labels', 'Scores', 'Judge', 'load_judge']
 
 # %% ../nbs/32_evaluation.ipynb #227bfa93
-import json
+import json, math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from .core import UserError, autocast, device, digest, generator, load_tensors, load_weights, progress, save_tensors, seed_everything, upstream
 from .data import ImageSet, batch_indices, load, to_uint8
 from .guidance import Guided
-from .metrics import Moments, frechet, kernel_distance, kernel_self, precision_recall
+from .metrics import Moments, frechet, kernel_distance, kernel_self, manifold, precision_recall
 from .solvers import Euler, uniform_grid
 
 # %% ../nbs/32_evaluation.ipynb #a4d67284
@@ -166,8 +166,8 @@ def _in_pieces(draw, solver, x0, labels, folder, piece: int, settings: dict):
 # %% ../nbs/32_evaluation.ipynb #2f932056
 @dataclass
 class Scores:
-    "What the judge says of a set of samples: Fréchet and kernel distance to the reference, precision, recall, and accuracy of the asked-for class (None without a classifier)."
-    fd: float; kd: float; precision: float; recall: float; accuracy: float | None; n: int
+    "What the judge says of a set of samples: Fréchet and kernel distance to the reference, precision, recall, accuracy of the asked-for class (None without a classifier), density and coverage."
+    fd: float; kd: float; precision: float; recall: float; accuracy: float | None; n: int; density: float = math.nan; coverage: float = math.nan
 
 class Judge:
     "A classifier, an extractor (the classifier's features unless given) and a reference set: `judge(x, labels) -> Scores`, images (N, C, H, W) in [-1, 1]. `ref`: the reference's features where they are known. With an extractor and `ref`, classifier and reference may be None."
@@ -180,8 +180,8 @@ class Judge:
     def __call__(self, x, labels, most: int = 5000) -> Scores:
         f, m = self.extractor(x), min(len(self.ref), most)
         right = (features(self.net, x.clamp(-1, 1))[1].argmax(1) == labels).double().mean().item() if self.net else None
-        p, r = precision_recall(self.ref[evenly(len(self.ref), m)], f[evenly(len(f), m)])
-        return Scores(frechet(f, self.ref), kernel_distance(f, self.ref, of_b=self.ref_kernel), p, r, right, len(x))
+        near = manifold(self.ref[evenly(len(self.ref), m)], f[evenly(len(f), m)])
+        return Scores(frechet(f, self.ref), kernel_distance(f, self.ref, of_b=self.ref_kernel), near.precision, near.recall, right, len(x), near.density, near.coverage)
 
 # %% ../nbs/32_evaluation.ipynb #32ext006
 def load_judge(profile: str) -> tuple[Judge, Classifier]:

@@ -83,9 +83,8 @@ def settings_for(cfg: DiTConfig, budget: float, batch: int, seed: int = 0, lr: f
 @torch.no_grad()
 def held_out_loss(model, data, batch: int = 200, seed: int = 99) -> float:
     "Mean flow matching loss on images that were not trained on, with times and noise that are the same for every model."
-    cfg, out = TrainConfig(drop=0.), []
+    cfg, out, place = TrainConfig(drop=0.), [], next(model.parameters()).device
     for i in range(0, len(data), batch):
         x, y = data.batch(torch.arange(i, min(i + batch, len(data))))
-        place = next(model.parameters()).device
         out.append(fm_loss(model, x.to(place), y.to(place), cfg, generator(seed, i))[0])
     return torch.cat(out).mean().item()
