@@ -30,7 +30,7 @@ def export_stage(stage: str, profile: str, dtype=torch.bfloat16, root=None) -> P
         size = sum(v.numel() * v.element_size() for v in small.values())
         if size > LIMIT: raise UserError(f"{name} of {stage} has {size / 1e6:.0f} MB in {str(dtype).removeprefix('torch.')}, more than the {LIMIT / 1e6:.0f} MB that a file here may have; publish it elsewhere")
         save_tensors(out/f"{name}.safetensors", small, **meta)
-    for name in ("config.json", "results.json", "history.jsonl"):
+    for name in ("config.json", "results.json", "history.jsonl", "snapshots.safetensors"):
         if (folder/name).exists(): shutil.copy2(folder/name, out/name)
     atomic_write(out/"README.md", card(stage, profile, out))
     return out

@@ -52,7 +52,8 @@ def test_weights_are_judged_as_they_are(fmnb_run):
     judged = {r["name"]: r["value"] for r in json.loads((folder/"results.json").read_text())["rows"]}
     same = {"images_seen", "train_hours", "teacher_fd", "teacher_recall", "fd_at_0.08k", "fd_at_0.16k", "nearest_neighbour_ratio"}
     assert {k: judged[k] for k in same} == {k: trained[k] for k in same} and "train_images_per_s" not in judged
-    assert (folder/"history.jsonl").read_bytes() == (start/"history.jsonl").read_bytes()
+    for name in ("history.jsonl", "snapshots.safetensors"): assert (folder/name).read_bytes() == (start/name).read_bytes()
+    assert {k: v.shape[1:] for k, v in load_tensors(folder/"snapshots.safetensors")[0].items()} == {"80": (3, 64, 64), "160": (3, 64, 64)}           # one was drawn anew, the other handed down
 
 def test_what_latents_cannot_do(fmnb_run):
     refused(fmnb_run("33.n_bits=4", only="33"), "33.n_bits=0")
