@@ -45,8 +45,8 @@ class Muon(torch.optim.Optimizer):
             shapes = {}
             for p in group["params"]: shapes.setdefault(p.shape, []).append(p)
             for shape, ps in shapes.items():
-                bufs = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in ps]
-                grads = [p.grad for p in ps]
+                for p in ps: self.state[p] or self.state[p].update(momentum=torch.zeros_like(p))
+                bufs, grads = [self.state[p]["momentum"] for p in ps], [p.grad for p in ps]
                 torch._foreach_lerp_(bufs, grads, 1 - group["momentum"])
                 matrices = torch.stack(torch._foreach_lerp(grads, bufs, group["momentum"])).to(core.autocast_dtype(bufs[0].device))
                 torch._foreach_add_(ps, list(orthogonalise(matrices).to(bufs[0].dtype).unbind(0)), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
