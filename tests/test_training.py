@@ -73,7 +73,11 @@ def test_kill_9_at_20_moments_loses_nothing(tmp_path):
     logs = [[(r["step"], r["loss"], r["grad_norm"], r["bins"]) for r in Run("33", path=d).stats("train")] for d in (whole, killed)]
     assert logs[0] == logs[1] and len(logs[0]) == 40               # no line lost, none twice
 
-TOGETHER = TRAIN.replace("TrainConfig(steps=120, batch=8)", "TrainConfig(steps=int(sys.argv[2]), batch=8, optimizer='adamw', decay=0.)")
+FSDP = ("--use_fsdp", "--fsdp_version", "2")
+TOGETHER = """import torch.distributed.fsdp as fsdp
+shard = fsdp.fully_shard
+fsdp.fully_shard = lambda *a, **kw: print("cut") or shard(*a, **kw)
+""" + TRAIN.replace("TrainConfig(steps=120, batch=8)", "TrainConfig(steps=int(sys.argv[2]), batch=8, optimizer='adamw', decay=0.)")
 
 def train_together(folder, world, steps, *flags):
     "One training by this process's like, or by `world` gloo processes that `accelerate launch` starts on this machine with `flags`."
@@ -81,7 +85,7 @@ def train_together(folder, world, steps, *flags):
     launcher = ["-m", "accelerate.commands.launch", *flags, *f"--num_processes {world} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port {port}".split()] if world > 1 else []
     (script := folder.parent/"together.py").write_text(TOGETHER); env = os.environ | dict(OMP_NUM_THREADS="1", FMNB_DEVICE="cpu", FMNB_DTYPE="float32", PYTHONPATH=str(ROOT))
     r = subprocess.run([sys.executable, *launcher, str(script), str(folder), str(steps)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert r.returncode == 0 and r.stdout.count("finished") == world, r.stderr
+    assert r.returncode == 0 and r.stdout.count("finished") == world and r.stdout.count("cut") == 2 * world * (flags == FSDP), r.stderr      # the block and the rest, in every process
     return [r["loss"] for r in Run("33", path=folder).stats("train")]
 
 def test_two_processes_are_one(tmp_path):
@@ -92,8 +96,6 @@ def test_two_processes_are_one(tmp_path):
     assert len(mixed) == 20 and np.allclose(mixed, alone, rtol=1e-3, atol=0)
     a, b = (load_tensors(tmp_path/d/"ema.safetensors")[0] for d in ("one", "two"))
     assert all(torch.allclose(a[k], b[k], rtol=0, atol=1e-3) for k in a)
-
-FSDP = ("--use_fsdp", "--fsdp_version", "2")
 
 def test_two_sharded_processes_are_one(tmp_path):
     alone = train_together(tmp_path/"one", 1, 60)
