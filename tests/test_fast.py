@@ -3,7 +3,7 @@ import re, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from fmnb.dit import Block, rope_2d, rotate
-from fmnb.fast import call, fast, kernels
+from fmnb.fast import FastBlock, call, fast, kernels
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no C compiler")
 SHAPES = [(1, 4, 2, 8), (5, 3, 3, 6), (4, 4, 1, 34), (7, 1, 1, 2), (2, 9, 5, 14)]                            # B, N, heads, D
@@ -70,6 +70,17 @@ def test_a_loop_is_its_formula(loop, shape):
     b = Bench(0)
     for got, want in LOOPS[loop](b, *shape): near(got, want)
     b.check_margins()
+
+def test_no_score_is_larger_than_the_bound(monkeypatch):
+    "What `FastBlock` tells the softmax: equal queries and keys reach it, and nothing is beyond it but by rounding."
+    B, N, H, D = 5, 9, 3, 32; C, b, seen = H * D, Bench(4), []
+    def spy(name, s, *args): (seen.append((s.float().abs().max().item(), args[-1])) if name == "softmax" else None); call(name, s, *args)
+    monkeypatch.setattr("fmnb.fast.call", spy)
+    q, v = b.randn(C, C), b.randn(C, C); rope, w = rope_2d(3, D), torch.full((2, D), 1.7); w[1] = -2.5
+    others = b.randn(C, C), b.randn(4 * C, C), b.randn(C, 4 * C)
+    for k in (q, b.randn(C, C)): FastBlock.apply(b.randn(B, N, C), b.randn(B, 6 * C), w, *rope, torch.cat([q, k, v]), *others, H, (EPS,) * 3, False)
+    (reached, most), (other, same) = seen
+    assert most == same == pytest.approx(D ** .5 * 1.7 * 2.5) and .98 * most < reached < 1.02 * most and other < 1.02 * most
 
 def test_squared_relu_of_every_number():
     "Of all finite bf16 numbers, to the last bit, ties of the rounding among them; where a slope 2x is beyond float32 (x from 2^127 on), x d may also come first, which is then exact."

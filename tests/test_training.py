@@ -80,7 +80,7 @@ fsdp.fully_shard = lambda *a, **kw: print("cut") or shard(*a, **kw)
 """ + TRAIN.replace("TrainConfig(steps=120, batch=8)", "TrainConfig(steps=int(sys.argv[2]), batch=8, optimizer='adamw', decay=0.)")
 
 def train_together(folder, world, steps, *flags):
-    "One training by this process's like, or by `world` gloo processes that `accelerate launch` starts on this machine with `flags`."
+    "One training by one process, or by `world` gloo processes that `accelerate launch` starts on this machine with `flags`; its losses."
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
     launcher = ["-m", "accelerate.commands.launch", *flags, *f"--num_processes {world} --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port {port}".split()] if world > 1 else []
     (script := folder.parent/"together.py").write_text(TOGETHER); env = os.environ | dict(OMP_NUM_THREADS="1", FMNB_DEVICE="cpu", FMNB_DTYPE="float32", PYTHONPATH=str(ROOT))
