@@ -286,7 +286,8 @@ def plain_log(*axes):
     class Plain(LogLocator):
         def tick_values(self, low, high):
             ticks = super().tick_values(low, high)
-            return ticks if sum(low <= t <= high for t in ticks) > 2 else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+            some = (ticks, *(MaxNLocator(n, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) for n in (3, 4, 5)))
+            return next((t for t in some if ((low <= t) & (t <= high)).sum() > 2), some[-1])
     for a in axes: a.set_major_locator(Plain(subs=(1, 2, 5))); a.set_major_formatter("{x:g}"); a.set_minor_formatter(NullFormatter())
 
 def show_movie(draw, n: int, finding: str, alt: str, ms: int = 120, hold: int = 12, colors: int = 8):
