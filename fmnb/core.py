@@ -286,7 +286,8 @@ def plain_log(*axes):
     class Plain(LogLocator):
         def tick_values(self, low, high):
             ticks = super().tick_values(low, high)
-            some = (ticks, *(MaxNLocator(n, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) for n in (3, 4, 5)))
+            own = all(float(f"{t:e}".split("e")[0]) in (1, 2, 5) for t in ticks)       # it has evenly spaced ones where it finds too few
+            some = [ticks] * own + [MaxNLocator(n, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) for n in (3, 4, 5)]
             return next((t for t in some if ((low <= t) & (t <= high)).sum() > 2), some[-1])
     for a in axes: a.set_major_locator(Plain(subs=(1, 2, 5))); a.set_major_formatter("{x:g}"); a.set_minor_formatter(NullFormatter())
 
