@@ -166,6 +166,7 @@ def baselines(bench: Bench) -> dict:
     out |= {f"undistilled_{n}": raw(n) for n in (1, 2, 4, 8)}
     if not bench.longer: return out
     student, trained = load_dit(bench.longer).to(core.device()), load_tensors(bench.longer)[1]["n_steps"]
+    if bench.settings["compiled"]: compile_blocks(student)
     called = lambda n: lambda seed: (sample_student(student, bench.labels, n, seed, bench.settings["batch"], trained=trained), n)
     return out | {f"notebook40_{n}": called(n) for n in range(1, trained + 1) if trained % n == 0}
 
