@@ -301,7 +301,8 @@ def ahead(make, keys, on: bool = True):
 def train(state: State, data: ImageSet, cfg: TrainConfig, device=torch.device("cpu"), micro: int = 0):
     "Generator: trains from `state.step` to `cfg.steps`, yielding a record (step, loss, grad_norm, lr, bins, share of the time that waiting for the batch took) after each step. `micro`: images a forward, 0 for all at once. With an accelerator a thread draws the batches, a step ahead."
     model, opts = state.modules["model"], state.optimizers.values()
-    parts, batches = shares(cfg.batch, *processes(), micro), ahead(partial(drawn, data, cfg), range(state.step, cfg.steps), device.type != "cpu")
+    parts, first = shares(cfg.batch, *processes(), micro), -(-state.settings.get("images_before", 0) // cfg.batch)                # images and noise of an earlier training are not drawn again
+    batches = ahead(partial(drawn, data, cfg), range(first + state.step, first + cfg.steps), device.type != "cpu")
     while state.step < cfg.steps:
         began = time.perf_counter(); batch = next(batches); loading, seen = time.perf_counter() - began, []
         for o in opts: o.zero_grad(set_to_none=True)
@@ -386,27 +387,27 @@ def seconds_of(log: list, batch: int) -> float:
     return sum((b["step"] - a["step"]) * batch / b["img_s"] for a, b in zip([dict(step=0), *log], log))
 
 def images_seen(path) -> int:
-    "How many images the weights in the file `path` have been trained on, its own start included (of a training's state: without it); 0 for None."
+    "How many images the weights in the file `path` have been trained on, its own start included; 0 for None."
     return weights_of(path)[2] if path else 0
 
 def weights_of(path) -> tuple[dict, dict, int]:
     "Weights, configuration and number of images seen of a file of `save_dit`, or of the average in a training's state."
     tensors, meta = load_tensors(path)
     if "settings" not in meta or "step" not in meta: return tensors, meta.get("config", {}), meta.get("images_seen", 0)
-    return {n.removeprefix("ema.model."): v for n, v in tensors.items() if n.startswith("ema.model.")}, meta["settings"], meta["step"] * meta["settings"].get("batch", 0)
+    return {n.removeprefix("ema.model."): v for n, v in tensors.items() if n.startswith("ema.model.")}, meta["settings"], meta["step"] * meta["settings"].get("batch", 0) + meta["settings"].get("images_before", 0)
 
 def train_state(data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, device=torch.device("cpu"), start=None) -> State:
     "The state before the first step: weights from the file `start` or fresh ones from `cfg.seed`, their EMA, the optimizers, and settings that a resume must find again."
     core.seed_everything(cfg.seed)
     model = model_cfg.build()
     if start:
-        tensors, config, _ = weights_of(start); load_weights(model, tensors, start); now = asdict(model_cfg)
+        tensors, config, before = weights_of(start); load_weights(model, tensors, start); now = asdict(model_cfg)
         other = [k for k, v in config.items() if k != "size" and now.get(k, v) != v]                    # another size is another grid for the same weights
         if other: raise UserError(f"{start} was made with {other[0]}={config[other[0]]}, now it is {now[other[0]]}: its weights mean something else; start with the same setting, or without a start")
     model.to(device)
     optimizers = {type(o).__name__.lower(): o for o in param_groups(model, cfg)}
     weights = {} if data.weights is None else dict(w=torch.as_tensor(data.weights))
-    made_of = dict(images=getattr(data, "identity", None) or digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(tensors)) if start else {})
+    made_of = dict(images=getattr(data, "identity", None) or digest(dict(x=data.u8, y=data.y) | weights)) | (dict(start=digest(tensors), images_before=before) if start else {})
     return State(dict(model=model), optimizers, ema=dict(model=cfg.ema) | {f"model@{d:g}": d for d in cfg.emas}, settings=asdict(model_cfg) | asdict(cfg) | made_of, defaults=asdict(type(model_cfg)()) | asdict(TrainConfig()))
 
 # %% ../nbs/31_training.ipynb #31snap00
