@@ -352,7 +352,7 @@ def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 5
         recent.append(rec); bar.update(1)
         if rec["step"] % log_every == 0 or rec["step"] >= total:
             rate = len(recent) / (time.perf_counter() - t0)
-            out = dict(what=what, step=rec["step"]) | means(recent) | dict(img_s=round(rate * batch, 1), gflops_s=round(rate * flops_per_step / 1e9, 1)) | (dict(peak_share=round(rate * flops_per_step / peak, 4)) if peak else {})
+            out = dict(what=what, step=rec["step"]) | means(recent) | dict(img_s=round(rate * batch, 1), gflops_s=round(rate * flops_per_step / 1e9, 1), threads=torch.get_num_threads()) | (dict(peak_share=round(rate * flops_per_step / peak, 4)) if peak else {})
             records.append(out)
             if rank == 0: run.log(out)                    # a line without its state is dropped by the resume
             state.save(run/f"{what}.state.safetensors")
