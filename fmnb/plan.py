@@ -321,7 +321,7 @@ def plan_teacher(p: dict, c: dict, rate: Rate, dtype, fused: bool, stage="33_sca
            Line(stage, "epochs", t.steps * t.batch / N, note=f"of all {N:,} images" + (", before curation" if p["use_curated"] else ""))]
     likelihood = p["n_bits"] * (4 * p["bits_steps"] * 3 + 27)                                                       # RK4, each with a backward; calibration
     sampling = (drawn(p) + likelihood) * flops(cfg)["total"]
-    parts, other = (step_memory(cfg, t, dtype, fused, r) for r in (p["recompute"], not p["recompute"]))
+    parts, other = (step_memory(cfg, t, dtype, fused, r, p["micro"]) for r in (p["recompute"], not p["recompute"]))
     how = ("if kept", "without `recompute`: three quarters of the FLOPs") if p["recompute"] else ("if recomputed", "with `recompute`: every block is computed again in the backward, for a third more of its FLOPs")
     return out + [Line(stage, f"memory {how[0]}", sum(other.values()), "B", note=f"the same step {how[1]}")] + cost_lines(stage, rate, t.steps * step, sampling, parts, disk,
                             f"of it {show_value(kept, 'B')} in {copies(p)} copies of the average and {show_value(saved, 'B')} the state, written anew every {p['log_every']} steps "

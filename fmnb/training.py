@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'TrainConfig', 'param_groups', 'State', 'training_code', 'lr_scale', 'fm_draws', 'fm_error',
-           'fm_loss', 't_bins', 'processes', 'shares', 'gather', 'add_up', 'sharded', 'unsharded', 'shard', 'NonFinite',
-           'guard', 'drawn', 'ahead', 'train', 'matmul_rate', 'measured_peak', 'means', 'fit', 'train_dit',
-           'seconds_of', 'images_seen', 'weights_of', 'train_state', 'snapshots', 'recompute_blocks', 'to_tensorboard']
+           'fm_loss', 't_bins', 'processes', 'heed_launcher', 'shares', 'gather', 'add_up', 'sharded', 'unsharded',
+           'shard', 'NonFinite', 'guard', 'drawn', 'ahead', 'train', 'matmul_rate', 'measured_peak', 'means', 'fit',
+           'train_dit', 'seconds_of', 'images_seen', 'weights_of', 'train_state', 'snapshots', 'recompute_blocks',
+           'to_tensorboard']
 
 # %% ../nbs/31_training.ipynb #e6da076b
 import hashlib, json, math, os, time
@@ -228,9 +229,18 @@ def processes() -> tuple[int, int]:
     state = PartialState(cpu=core.device().type == "cpu")
     return state.process_index, state.num_processes
 
+def heed_launcher():
+    "Refuse what accelerate's launcher can be asked for and this loop would not do."
+    asked = lambda what, *fine: v if (v := os.environ.get(f"ACCELERATE_{what}", fine[0]).lower()) not in fine else None
+    if p := asked("MIXED_PRECISION", "no", "bf16"): raise UserError(f"accelerate was launched with mixed precision {p}, but this training multiplies in bfloat16 where the hardware does and in float32 elsewhere; launch with bf16 or no")
+    if n := asked("GRADIENT_ACCUMULATION_STEPS", "1"): raise UserError(f"accelerate was launched with {n} steps of gradient accumulation, but here a batch is cut by micro, the images a forward; set that, and accumulation to 1")
+    for engine in ("DEEPSPEED", "MEGATRON_LM"):
+        if asked(f"USE_{engine}", "false"): raise UserError(f"accelerate was launched with {engine}, which this training does not know; launch with --multi_gpu or --use_fsdp")
+
 def shares(batch: int, rank: int = 0, world: int = 1, micro: int = 0) -> list[slice]:
     "The slices of a batch that process `rank` of `world` computes, at most `micro` images each (0: one slice)."
     if batch % world: raise UserError(f"a batch of {batch} cannot be dealt to {world} processes; choose a batch that {world} divides")
+    if micro < 0: raise UserError(f"micro is {micro} but must be the images a forward, or 0 for the whole batch at once")
     size = batch // world; micro = micro or size
     return [slice(i, min(i + micro, (rank + 1) * size)) for i in range(rank * size, (rank + 1) * size, micro)]
 
@@ -364,7 +374,7 @@ def fit(run: Run, state: State, loop, total: int, batch: int, log_every: int = 5
 # %% ../nbs/31_training.ipynb #3714f486
 def train_dit(run: Run, data: ImageSet, model_cfg: DiTConfig, cfg: TrainConfig, log_every: int = 50, compile: bool = True, device=None, start=None, micro: int = 0, snap_every: int = 0, recompute: bool = False):
     "Train (or resume, or just load) the network of a `DiTConfig` or an `S3Config` in the run folder. Returns its EMA model in eval mode and the log. Writes model.safetensors and ema.safetensors. `start`: a file of `save_dit` to go on from instead of fresh weights, or a copy of another training's train.state.safetensors, of which the average is taken. `snap_every`: steps between copies of the EMA, ema_000500.safetensors and so on; `recompute`: see `recompute_blocks`."
-    device = device or core.device()
+    device = device or core.device(); heed_launcher()
     if not len(data): raise UserError("there are no images to train on")
     if data.shape != (model_cfg.channels, model_cfg.size, model_cfg.size):
         raise UserError(f"the images are {data.shape} but the model is for {(model_cfg.channels, model_cfg.size, model_cfg.size)}; set size and channels to match")
