@@ -5,7 +5,7 @@
 Trainings one after the other, each for the same processor seconds of one thread (so that other work on the machine takes nothing from anybody), interrupted at will and resumed by the same command: `ours`, the transformer and recipe of profile
 cifar10; `ours_v`, the same with a head that says the velocity instead of the image; `unet`, torchcfm's example for CIFAR-10 (35.7 M parameters, dropout 0.1, flips, independent coupling, Adam 2e-4, clip 1), in bf16 and channels-last as it is fastest here; `unet_small`, the same with a quarter of the channels, which costs about
 as much a forward as ours. Their warm-up (5,000 steps) and EMA (0.9999) are longer than a short training: the warm-up becomes a tenth of the steps, and the best of the live weights and three averages is judged. They know no
-classes, so ours is judged without a class as well as with it. Columns: images seen, Fréchet distance to the test images, bits per dimension of test images. More seeds later cost only themselves: the table has all seeds that were ever judged, up to `--seeds`, and what was published of them (reports/<profile>/weights/unet_peer) is not done again. With `--out profile` it goes to reports/<profile>/results/unet_peer.json, of other minutes than ten to unet_peer_<minutes>.json."""
+classes, so ours is judged without a class as well as with it. Columns: images seen, Fréchet distance to the test images, bits per dimension of test images. More seeds later cost only themselves: the table has all seeds that were ever judged, up to `--seeds`, and what was published of them (reports/<profile>/weights/unet_peer) is not done again. With `--out profile` it goes to reports/<profile>/results/unet_peer_<minutes>.json."""
 import argparse, statistics, time
 import torch
 from fmnb.core import Run, autocast, atomic_write, generator, load_tensors, load_weights, project_root, restored, save_tensors
@@ -99,7 +99,7 @@ def main():
             save_tensors(at(name, seed), dict(each=b.each), **v, bits_per_dim=b.value, size=size, images=seen); print(f"{name}, seed {seed}: FD {v['fd']:.1f}, {b.value:.3f} bits per dimension", flush=True)
     found = {name: {seed: load_tensors(at(name, seed)) for seed in range(args.seeds) if at(name, seed).exists()} for name in names}
     table(run, {name: f for name, f in found.items() if f}, args, judge); run.finish()
-    if args.out: atomic_write(project_root()/"reports"/args.out/"results"/f"unet_peer{'' if args.minutes == 10 else f'_{args.minutes:g}'}.json", (run/"results.json").read_bytes())
+    if args.out: atomic_write(project_root()/"reports"/args.out/"results"/f"unet_peer_{args.minutes:g}.json", (run/"results.json").read_bytes())
 
 def table(run: Run, found: dict, args, judge):
     "Rows, and their print, of what was judged: {contestant: {seed: (bits of each image, numbers)}}."

@@ -226,16 +226,15 @@ def processes() -> tuple[int, int]:
     "The number of this process and how many train together; (0, 1) when it was started alone. Accelerate sets up the group that its launcher, or torchrun, described."
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: return 0, 1
     from accelerate import PartialState
-    state = PartialState(cpu=core.device().type == "cpu")
-    return state.process_index, state.num_processes
+    return (state := PartialState(cpu=core.device().type == "cpu")).process_index, state.num_processes
 
 def heed_launcher():
     "Refuse what accelerate's launcher can be asked for and this loop would not do."
-    asked = lambda what, *fine: v if (v := os.environ.get(f"ACCELERATE_{what}", fine[0]).lower()) not in fine else None
-    if p := asked("MIXED_PRECISION", "no", "bf16"): raise UserError(f"accelerate was launched with mixed precision {p}, but this training multiplies in bfloat16 where the hardware does and in float32 elsewhere; launch with bf16 or no")
-    if n := asked("GRADIENT_ACCUMULATION_STEPS", "1"): raise UserError(f"accelerate was launched with {n} steps of gradient accumulation, but here a batch is cut by micro, the images a forward; set that, and accumulation to 1")
-    for engine in ("DEEPSPEED", "MEGATRON_LM"):
-        if asked(f"USE_{engine}", "false"): raise UserError(f"accelerate was launched with {engine}, which this training does not know; launch with --multi_gpu or --use_fsdp")
+    known = dict(MIXED_PRECISION=(("no", "bf16"), "multiplies in bfloat16 where the hardware does and in float32 elsewhere; launch with bf16 or no"),
+                 GRADIENT_ACCUMULATION_STEPS=(("1",), "cuts a batch by micro, the images a forward; set that, and accumulation to 1"),
+                 USE_DEEPSPEED=(no := ("false",), ddp := "knows DDP and FSDP; launch with --multi_gpu or --use_fsdp"), USE_MEGATRON_LM=(no, ddp))
+    for what, (fine, instead) in known.items():
+        if (v := os.environ.get(f"ACCELERATE_{what}", fine[0]).lower()) not in fine: raise UserError(f"accelerate was launched with {what.lower()}={v}, but this training {instead}")
 
 def shares(batch: int, rank: int = 0, world: int = 1, micro: int = 0) -> list[slice]:
     "The slices of a batch that process `rank` of `world` computes, at most `micro` images each (0: one slice)."
